@@ -1,0 +1,66 @@
+"""BOFT: ``W' = rescale ∘ R_m … R_1 W``, each ``R`` block-diagonal in a butterfly order.
+
+Blocks are rotations as in Diag-OFT (``R``, not ``Rᵀ``); stage ``i`` first reorders the rows
+so that partners ``2^i · b/2`` apart meet in one block. A positive alpha bounds the norm of
+all ``Q`` of all stages together by ``alpha · out``. [BOFT, arXiv 2311.06243]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lycotool.algorithms.base import Algorithm, Bound, Layout, Rule, Shape, Sizes, Slot, size_of, unknown
+from lycotool.algorithms.oft import (
+    CONSTRAINT,
+    RESCALE,
+    bound_of,
+    dims,
+    orthogonal_rule,
+    rescaled_delta,
+)
+from lycotool.linalg.rotations import butterfly_order, cayley_minus_identity, rotate_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _stages_fit(sizes: Sizes) -> bool:
+    block, stages = size_of("block")(sizes), size_of("stages")(sizes)
+    rows = size_of("blocks", "block")(sizes)
+    return block % 2 == 0 and rows % (2**stages * (block // 2)) == 0
+
+
+BUTTERFLY = Layout(
+    name="butterfly",
+    slots=(Slot("oft_blocks", "stages blocks block block"), CONSTRAINT, RESCALE),
+    rows=size_of("blocks", "block"),
+    columns=unknown,
+    accepts=(_stages_fit, "oft_blocks: the rows do not divide into that many butterfly stages"),
+)
+
+
+def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
+    """``rescale ∘ R_m … R_1 W - W``."""
+    if base is None:
+        raise ValueError("boft needs the base weight")
+    turns = cayley_minus_identity(module["oft_blocks"], bound_of(module, shape[0]))
+    rows = base.flatten(1)
+    change = rows.new_zeros(rows.shape)  # R_i … R_1 W - W, which keeps the digits of small turns
+    for stage, turn in enumerate(turns):
+        order = butterfly_order(shape[0], turn.shape[-1], stage).to(rows.device)
+        step = rotate_blocks(turn, (rows + change)[order])
+        change = change.index_add(0, order, step)
+    return rescaled_delta(module, change.reshape(shape), base)
+
+
+BOFT = Algorithm(
+    name="boft",
+    title="BOFT (butterfly of block-diagonal rotations)",
+    citation="BOFT, arXiv 2311.06243",
+    layouts=(BUTTERFLY,),
+    dims=dims,
+    delta=delta,
+    needs_base=True,
+    merge=orthogonal_rule("BOFT"),
+    resize=Rule(False, "a rotation has no rank"),
+)

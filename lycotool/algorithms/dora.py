@@ -1,0 +1,91 @@
+"""DoRA, a modifier of LoRA, LoHa and LoKr: ``W' = m · V / ‖V‖``, ``V = W + ΔW₀``.
+
+The norm runs over every axis but one: per output row (``dora_scale`` of shape ``(out, 1…)``,
+PEFT's ``lora_magnitude_vector``) or per input column (``(1, in, 1…)``, LyCORIS before 3.2).
+
+Away from strength 1 the programs differ. lycotool's change is ``s·(W'(1) - W)``; the others
+by name: ``lycoris`` is ``V·(s·(m/‖V‖ - 1) + 1) - W``, where the strength does not reach
+``ΔW₀``; ``peft`` is ``m·V_s/‖V_s‖ - W`` with ``V_s = W + s·ΔW₀``. [DoRA, arXiv 2402.09353]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from lycotool.algorithms.base import MismatchError, Rule, Shape, Slot
+from lycotool.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Axis = Literal["out", "in"]
+Convention = Literal["linear", "lycoris", "peft"]
+
+#: The magnitude, by LyCORIS' name and by PEFT's, whose axis is always the output.
+DORA_SCALE = Slot("dora_scale", "*magnitude", required=False)
+MAGNITUDE_VECTOR = Slot("lora_magnitude_vector", "*magnitude", required=False)
+SLOTS = (DORA_SCALE, MAGNITUDE_VECTOR)
+
+MERGE_RULE = Rule(
+    False,
+    "DoRA is not mergeable: it renormalises the base weight",
+    "`--rebuild --base CHECKPOINT` merges the rebuilt weight change; "
+    "`lycotool bake` folds it into a checkpoint",
+)
+RESIZE_RULE = Rule(False, "the magnitudes belong to the full-rank direction")
+
+
+def axis_of(slot: str, shape: Shape) -> Axis:
+    """Which axis keeps its own norms, from the key and the shape of the magnitude.
+
+    Raises
+    ------
+    MismatchError
+        If the shape is not a vector along the first or second axis.
+    """
+    sizes = [size for size in shape if size != 1]
+    if len(sizes) > 1 or not shape:
+        raise MismatchError(f"{slot} has shape {list(shape)}, expected (out, 1…) or (1, in, 1…)")
+    if slot == DORA_SCALE.name and len(shape) > 1 and shape[0] == 1:
+        return "in"
+    return "out"
+
+
+def delta(
+    magnitude: Tensor,
+    axis: Axis,
+    inner: Tensor,
+    base: Tensor,
+    *,
+    strength: float,
+    convention: Convention,
+) -> Tensor:
+    """The change of the weight at ``strength``, strength included.
+
+    Parameters
+    ----------
+    magnitude
+        ``m``, any shape of ``out`` or ``in`` elements.
+    inner
+        ``ΔW₀`` of the algorithm underneath, at strength 1.
+    """
+    kept = 0 if axis == "out" else 1
+    if base.ndim <= kept or magnitude.numel() != base.shape[kept]:
+        raise MismatchError(
+            f"dora_scale has {magnitude.numel()} elements for the {axis} axis of shape {list(base.shape)}"
+        )
+    broadcast = [1] * base.ndim
+    broadcast[kept] = -1
+    magnitude = magnitude.reshape(broadcast)
+    others = [dim for dim in range(base.ndim) if dim != kept]
+
+    def direction(v: Tensor) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(v, dim=others, keepdim=True)
+        return magnitude * v / norm.clamp_min(torch.finfo(v.dtype).tiny)
+
+    if convention == "peft":
+        return direction(base + strength * inner) - base
+    v = base + inner
+    if convention == "lycoris":
+        return strength * (direction(v) - v) + inner
+    return strength * (direction(v) - base)

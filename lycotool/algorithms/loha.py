@@ -1,0 +1,110 @@
+"""LoHa: ``ΔW = c · (w1_a @ w1_b) ∘ (w2_a @ w2_b)``, ``∘`` elementwise, ``c = alpha / rank``.
+
+With CP cores each product becomes ``Σ w_a[p, o] t[p, q, k] w_b[q, i]``; the CP form stores
+``w_a`` transposed. [FedPara, arXiv 2108.06098; LyCORIS, arXiv 2309.14859]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lycotool.algorithms.base import (
+    ALPHA,
+    Algorithm,
+    Bound,
+    Layout,
+    Rule,
+    Shape,
+    Slot,
+    rank_dims,
+    size_of,
+)
+from lycotool.lazy import torch
+from lycotool.linalg.low_rank import LowRank, khatri_rao_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLAIN = Layout(
+    name="plain",
+    slots=(
+        Slot("hada_w1_a", "out rank"),
+        Slot("hada_w1_b", "rank in_kernel"),
+        Slot("hada_w2_a", "out rank2"),
+        Slot("hada_w2_b", "rank2 in_kernel"),
+        ALPHA,
+    ),
+    rows=size_of("out"),
+    columns=size_of("in_kernel"),
+    linear_in=("hada_w1_a",),
+)
+
+CP = Layout(
+    name="cp",
+    slots=(
+        Slot("hada_t1", "rank rank *kernel"),
+        Slot("hada_w1_a", "rank out"),
+        Slot("hada_w1_b", "rank in"),
+        Slot("hada_t2", "rank2 rank2 *kernel"),
+        Slot("hada_w2_a", "rank2 out"),
+        Slot("hada_w2_b", "rank2 in"),
+        ALPHA,
+    ),
+    rows=size_of("out"),
+    columns=size_of("in", "kernel"),
+    linear_in=("hada_w1_a",),
+    use_conv_cp=True,
+)
+
+
+def _halves(module: Bound) -> tuple[LowRank, LowRank]:
+    """The two low-rank matrices whose elementwise product is the change."""
+    if not module.layout.use_conv_cp:
+        first = LowRank(module["hada_w1_a"] * module.dims.scale, module["hada_w1_b"])
+        return first, LowRank(module["hada_w2_a"], module["hada_w2_b"])
+    core1 = module["hada_t1"]
+    core2 = core1 if module.reading.loha_cp_shared_core else module["hada_t2"]
+    first = LowRank(module["hada_w1_a"].T * module.dims.scale, module["hada_w1_b"], core1)
+    return first, LowRank(module["hada_w2_a"].T, module["hada_w2_b"], core2)
+
+
+def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
+    """``c · (w1_a @ w1_b) ∘ (w2_a @ w2_b)``."""
+    first, second = _halves(module)
+    return (first.dense() * second.dense()).reshape(shape)
+
+
+def factors(module: Bound) -> LowRank:
+    """Exact factors of rank ``rank · rank2`` by Khatri-Rao products of the stored ones.
+
+    The CP form keeps a core: ``t1 ⊗ t2`` over the rank axes, elementwise over the kernel.
+    """
+    first, second = _halves(module)
+    up = khatri_rao_rows(first.up, second.up)
+    down = khatri_rao_rows(first.down.T, second.down.T).T
+    if first.core is None or second.core is None:
+        return LowRank(up, down)
+    core = torch.einsum("pq..., rs... -> prqs...", first.core, second.core)
+    return LowRank(up, down, core.flatten(2, 3).flatten(0, 1))
+
+
+_TO_LORA = "convert it exactly to LoRA first (`lycotool resize --to lora`)"
+
+LOHA = Algorithm(
+    name="loha",
+    title="LoHa (Hadamard product of two low-rank matrices)",
+    citation="FedPara, arXiv 2108.06098; LyCORIS, arXiv 2309.14859",
+    layouts=(PLAIN, CP),
+    dims=rank_dims("rank"),
+    delta=delta,
+    factors=factors,
+    allows_dora=True,
+    merge=Rule(True, "exact as LoRA factors of rank dim², by Khatri-Rao products"),
+    merge_conv_cp=Rule(
+        False,
+        "LoHa with use_conv_cp is not mergeable: its cores do not add",
+        "`--rebuild` merges the rebuilt weight change; `lycotool bake` folds it into a checkpoint",
+    ),
+    resize=Rule(False, "the Hadamard form has no SVD of its own", _TO_LORA),
+    advice="dim at most 32 is recommended; samplers do not support more than 64",
+)

@@ -1,0 +1,144 @@
+"""LoKr: ``ΔW = c · w1 ⊗ w2``, each factor stored whole or as a product.
+
+``w1 = lokr_w1`` or ``w1_a @ w1_b`` of shape ``(a, c)``; ``w2 = lokr_w2`` or ``w2_a @ w2_b``
+of shape ``(b, d, *kernel)`` or, with a CP core, ``Σ w2_a[p, b] t2[p, q, k] w2_b[q, d]``;
+the layer is ``(a·b, c·d, *kernel)``. ``c = alpha / rank``, and 1 whatever alpha says when
+both factors are whole. [LyCORIS, arXiv 2309.14859; KronA, arXiv 2212.10650]
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+from lycotool.algorithms.base import (
+    ALPHA,
+    Algorithm,
+    Bound,
+    Dims,
+    Layout,
+    Reading,
+    Rule,
+    Shape,
+    Sizes,
+    Slot,
+    alpha_over_rank,
+    size_of,
+)
+from lycotool.lazy import torch
+from lycotool.linalg.low_rank import LowRank, low_rank_split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_W1 = {
+    "w1 full": (Slot("lokr_w1", "out1 in1"),),
+    "w1 product": (Slot("lokr_w1_a", "out1 rank1"), Slot("lokr_w1_b", "rank1 in1")),
+}
+_W2 = {
+    "w2 full": (Slot("lokr_w2", "out2 in2 *kernel"),),
+    "w2 product": (Slot("lokr_w2_a", "out2 rank2"), Slot("lokr_w2_b", "rank2 in2 *kernel")),
+    "cp": (
+        Slot("lokr_t2", "rank_out rank2 *kernel"),
+        Slot("lokr_w2_a", "rank_out out2"),
+        Slot("lokr_w2_b", "rank2 in2"),
+    ),
+}
+
+
+def _layout(first: str, second: str) -> Layout:
+    return Layout(
+        name=f"{first}, {second}",
+        slots=(*_W1[first], *_W2[second], ALPHA),
+        rows=size_of("out1", "out2"),
+        columns=size_of("in1", "in2", "kernel"),
+        linear_in=(_W1[first][0].name,),
+        use_conv_cp=second == "cp",
+    )
+
+
+LAYOUTS = tuple(_layout(first, second) for first, second in product(_W1, _W2))
+
+
+def dims(layout: Layout, sizes: Sizes, alpha: float | None, reading: Reading) -> Dims:
+    """Rank of the second factor, else of the first; two whole factors have none and c = 1."""
+    for symbol in ("rank2", "rank1"):
+        if symbol in sizes:
+            return alpha_over_rank(size_of(symbol)(sizes), alpha, reading)
+    return Dims(None, alpha, 1.0)
+
+
+def _first(module: Bound) -> Tensor:
+    """``c · w1``, ``(a, c)``."""
+    if "lokr_w1" in module:
+        return module["lokr_w1"] * module.dims.scale
+    return module["lokr_w1_a"] @ module["lokr_w1_b"] * module.dims.scale
+
+
+def _second(module: Bound) -> LowRank | None:
+    """``w2`` as factors ``(b, r) @ (r, d·kernel)``; None when it is stored whole."""
+    if "lokr_t2" in module:
+        return LowRank(module["lokr_w2_a"].T, module["lokr_w2_b"], module["lokr_t2"])
+    if "lokr_w2_a" in module:
+        return LowRank(module["lokr_w2_a"], module["lokr_w2_b"].flatten(1))
+    return None
+
+
+def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
+    """``c · w1 ⊗ w2``.
+
+    The kernel axes of ``w2`` may stay flattened with its columns: input index ``(c, d, k)``
+    runs in the same order either way.
+    """
+    second = _second(module)
+    w2 = module["lokr_w2"].flatten(1) if second is None else second.dense()
+    return torch.kron(_first(module).contiguous(), w2.contiguous()).reshape(shape)
+
+
+def factors(module: Bound) -> LowRank:
+    """Exact factors: ``(A B) ⊗ (C D) = (A ⊗ C)(B ⊗ D)``.
+
+    A factor stored whole is split with an identity on its smaller side, so the rank is
+    ``min(a, c)`` (or the stored rank of w1) times ``min(b, d·kernel)`` (or that of w2).
+    The CP form keeps its core: ``I ⊗ t2``.
+    """
+    if "lokr_w1" in module:
+        left1, right1 = low_rank_split(_first(module))
+    else:
+        left1, right1 = module["lokr_w1_a"] * module.dims.scale, module["lokr_w1_b"]
+    second = _second(module)
+    if second is None:
+        left2, right2 = low_rank_split(module["lokr_w2"].flatten(1))
+        second = LowRank(left2, right2)
+    up = torch.kron(left1.contiguous(), second.up.contiguous())
+    down = torch.kron(right1.contiguous(), second.down.contiguous())
+    if second.core is None:
+        return LowRank(up, down)
+    identity = torch.eye(right1.shape[0], dtype=up.dtype, device=up.device)
+    core = torch.einsum("ab, pq... -> apbq...", identity, second.core)
+    return LowRank(up, down, core.flatten(2, 3).flatten(0, 1))
+
+
+_REFUSAL = Rule(
+    False,
+    "LoKr is not mergeable: Kronecker products of different factors do not add",
+    "`--rebuild` merges the rebuilt weight change; `lycotool bake` folds it into a checkpoint",
+)
+
+LOKR = Algorithm(
+    name="lokr",
+    title="LoKr (Kronecker product)",
+    citation="LyCORIS, arXiv 2309.14859; KronA, arXiv 2212.10650",
+    layouts=LAYOUTS,
+    dims=dims,
+    delta=delta,
+    factors=factors,
+    allows_dora=True,
+    merge=_REFUSAL,
+    resize=Rule(
+        False,
+        "the Kronecker form has no SVD of its own",
+        "convert it exactly to LoRA first (`lycotool resize --to lora`)",
+    ),
+    advice="factor 1 to 8 is recommended",
+)

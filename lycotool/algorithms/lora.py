@@ -1,0 +1,176 @@
+"""LoRA and LoCon: ``ΔW = c · up @ down``; with a CP core ``ΔW = c · up × core × down``.
+
+``c = alpha / rank``. Linear layers (LoRA, LierLa), convolutions of one to three dimensions
+(LoCon, C3Lier), the CP/Tucker form (``lora_mid``), and the sparse remainder that LyCORIS'
+extraction stores (``ΔW = c · (up @ down + sparse)``). rs_lora needs nothing here: trainers
+fold it into the stored alpha. [LoRA, arXiv 2106.09685; LoCon, LyCORIS, arXiv 2309.14859]
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lycotool.algorithms.base import (
+    ALPHA,
+    Algorithm,
+    Bound,
+    Dims,
+    Layout,
+    MismatchError,
+    Reading,
+    Rule,
+    Shape,
+    Sizes,
+    Slot,
+    alpha_over_rank,
+    size_of,
+)
+from lycotool.lazy import torch
+from lycotool.linalg.low_rank import LowRank
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_BASE_COPY = "a copy of the base layer, which sd-scripts' DyLoRA saves beside the adapter"
+
+#: Tensors any LoRA module may have besides its factors.
+_COMPANIONS = (
+    ALPHA,
+    Slot("lora_up.bias", "out", required=False),
+    Slot("diff_b", "out", required=False),
+    Slot("org_module.weight", "out *base", required=False, unused=_BASE_COPY),
+    Slot("org_module.bias", "out", required=False, unused=_BASE_COPY),
+)
+
+#: LyCORIS computed this remainder from the wrong matrix for CP modules.
+_WRONG_SPARSE = "LyCORIS computes the sparse part of CP modules wrongly; adding it raises the error"
+
+PLAIN = Layout(
+    name="plain",
+    slots=(Slot("lora_up.weight", "out rank *1"), Slot("lora_down.weight", "rank in *kernel"), *_COMPANIONS),
+    rows=size_of("out"),
+    columns=size_of("in", "kernel"),
+    linear_in=("lora_up.weight", "lora_up.bias", "diff_b"),
+)
+
+SPARSE = replace(
+    PLAIN,
+    name="plain + sparse",
+    slots=(
+        *PLAIN.slots,
+        Slot("bias_indices", "2 nonzero"),
+        Slot("bias_values", "nonzero"),
+        Slot("bias_size", "2"),
+    ),
+    linear_in=(*PLAIN.linear_in, "bias_values"),
+)
+
+CP = Layout(
+    name="cp",
+    slots=(
+        Slot("lora_up.weight", "out rank_out *1"),
+        Slot("lora_mid.weight", "rank_out rank *kernel"),
+        Slot("lora_down.weight", "rank in *1"),
+        *_COMPANIONS,
+        Slot("bias_indices", "2 nonzero", required=False, unused=_WRONG_SPARSE),
+        Slot("bias_values", "nonzero", required=False, unused=_WRONG_SPARSE),
+        Slot("bias_size", "2", required=False, unused=_WRONG_SPARSE),
+    ),
+    rows=size_of("out"),
+    columns=size_of("in", "kernel"),
+    linear_in=("lora_up.weight", "lora_up.bias", "diff_b"),
+    use_conv_cp=True,
+)
+
+
+def dims(layout: Layout, sizes: Sizes, alpha: float | None, reading: Reading) -> Dims:
+    """``c = alpha / rank``; times the block size for DyLoRA trained by LyCORIS."""
+    found = alpha_over_rank(size_of("rank")(sizes), alpha, reading)
+    return replace(found, scale=found.scale * reading.dylora_block_size)
+
+
+def low_rank(module: Bound) -> LowRank:
+    """The stored factors as they are, ``c`` folded into ``up``."""
+    up = module["lora_up.weight"].flatten(1) * module.dims.scale
+    if "lora_mid.weight" in module:
+        return LowRank(up, module["lora_down.weight"].flatten(1), module["lora_mid.weight"])
+    return LowRank(up, module["lora_down.weight"].flatten(1))
+
+
+def factors(module: Bound) -> LowRank | None:
+    """The exact factors; None when a sparse part stands beside them."""
+    return None if module.layout is SPARSE else low_rank(module)
+
+
+def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
+    """``c · up @ down`` (through the core if there is one), plus ``c ·`` the sparse part."""
+    dense = low_rank(module).dense()
+    if module.layout is SPARSE:
+        dense = dense + module.dims.scale * _sparse(module, dense)
+    return dense.reshape(shape)
+
+
+def _sparse(module: Bound, like: Tensor) -> Tensor:
+    """The sparse remainder as a dense matrix shaped like ``like``.
+
+    Indices are stored as int16 and wrap above 32767; they are read back modulo 65536.
+    """
+    if like.shape[1] > 65536:
+        raise MismatchError(f"bias_indices are 16-bit and cannot address {like.shape[1]} columns")
+    indices = module["bias_indices"].long() % 65536
+    stored = [int(size) % 65536 for size in module["bias_size"].tolist()]
+    if stored != [size % 65536 for size in like.shape]:
+        raise MismatchError(f"bias_size is {stored}, expected {list(like.shape)}")
+    if (indices >= torch.tensor(like.shape, device=indices.device)[:, None]).any():
+        raise MismatchError(f"bias_indices point outside a {list(like.shape)} matrix")
+    sparse = torch.zeros_like(like)
+    return sparse.index_put_((indices[0], indices[1]), module["bias_values"].to(like.dtype), accumulate=True)
+
+
+def bias_delta(module: Bound) -> Tensor | None:
+    """``diff_b`` as it is, and PEFT's ``lora_B.bias`` times ``c``."""
+    total = module.get("diff_b")
+    if "lora_up.bias" in module:
+        scaled = module["lora_up.bias"] * module.dims.scale
+        total = scaled if total is None else total + scaled
+    return total
+
+
+def from_factors(low: LowRank, kernel: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A LoRA module that holds exactly these factors, with ``alpha = rank`` (so ``c = 1``).
+
+    Parameters
+    ----------
+    kernel
+        The layer's kernel, ``()`` for linear layers; decides the factors' dimensions.
+    """
+    ones = (1,) * len(kernel)
+    out, rank = low.up.shape
+    slots = {"lora_up.weight": low.up.reshape(out, rank, *ones)}
+    if low.core is None:
+        slots["lora_down.weight"] = low.down.reshape(rank, -1, *kernel)
+        slots["alpha"] = torch.tensor(float(rank), dtype=dtype)
+    else:
+        rank_in = low.down.shape[0]
+        slots["lora_mid.weight"] = low.core.reshape(rank, rank_in, *kernel)
+        slots["lora_down.weight"] = low.down.reshape(rank_in, -1, *ones)
+        slots["alpha"] = torch.tensor(float(rank_in), dtype=dtype)
+    return slots
+
+
+LORA = Algorithm(
+    name="lora",
+    title="LoRA / LoCon (low-rank factors, linear and convolution)",
+    citation="LoRA, arXiv 2106.09685; LoCon, LyCORIS, arXiv 2309.14859",
+    layouts=(PLAIN, SPARSE, CP),
+    dims=dims,
+    delta=delta,
+    bias_delta=bias_delta,
+    factors=factors,
+    allows_dora=True,
+    merge=Rule(True, "sums of low-rank factors are low-rank: ranks are concatenated"),
+    resize=Rule(True, "exact truncated SVD from the factors"),
+    resize_conv_cp=Rule(True, "exact after folding the core into the down factor"),
+    advice="dim at most 64 and alpha at most dim/2 (or 1) are recommended",
+)

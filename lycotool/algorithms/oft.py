@@ -1,0 +1,103 @@
+"""Diag-OFT: ``W' = rescale ∘ Rᵀ W``, ``R`` block-diagonal and orthogonal.
+
+Each block of ``b`` output rows is rotated by ``R = (I + Q)(I - Q)⁻¹``, ``Q = B - Bᵀ``. A
+positive alpha bounds the Frobenius norm of all ``Q`` together by ``alpha · out`` (COFT); it
+is not a scale. The ``oft_diag`` form of LyCORIS 2.0 stores ``R`` itself. sd-scripts' OFT
+(``oft_unet_`` names) has the same tensors and formula.
+[OFT, arXiv 2306.07280]
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lycotool.algorithms.base import (
+    Algorithm,
+    Bound,
+    Dims,
+    Layout,
+    Reading,
+    Rule,
+    Shape,
+    Sizes,
+    Slot,
+    size_of,
+    unknown,
+)
+from lycotool.lazy import torch
+from lycotool.linalg.rotations import cayley_minus_identity, rotate_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Next to ``oft_blocks`` alpha is the constraint.
+CONSTRAINT = Slot("alpha", "scalar", required=False)
+RESCALE = Slot("rescale", "out *1", required=False)
+
+BLOCKS = Layout(
+    name="blocks",
+    slots=(Slot("oft_blocks", "blocks block block"), CONSTRAINT, RESCALE),
+    rows=size_of("blocks", "block"),
+    columns=unknown,
+)
+
+ROTATIONS = Layout(
+    name="old",
+    slots=(Slot("oft_diag", "blocks block block"), CONSTRAINT, RESCALE),
+    rows=size_of("blocks", "block"),
+    columns=unknown,
+)
+
+
+def dims(layout: Layout, sizes: Sizes, alpha: float | None, reading: Reading) -> Dims:
+    """No rank; ``scale`` is 1 because alpha is a bound."""
+    return Dims(None, alpha, 1.0)
+
+
+def bound_of(module: Bound, rows: int) -> float:
+    """``alpha · out``, the bound on ``‖Q‖``; 0 for none."""
+    return (module.dims.alpha or 0.0) * rows
+
+
+def rescaled_delta(module: Bound, rotated_minus_base: Tensor, base: Tensor) -> Tensor:
+    """``rescale ∘ W_rotated - W``, from ``W_rotated - W``."""
+    if "rescale" not in module:
+        return rotated_minus_base
+    rescale = module["rescale"].reshape(-1, *[1] * (base.ndim - 1))
+    return (rescale - 1) * base + rescale * rotated_minus_base
+
+
+def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
+    """``rescale ∘ Rᵀ W - W``."""
+    if base is None:
+        raise ValueError("diag-oft needs the base weight")
+    if "oft_diag" in module:
+        stored = module["oft_diag"]
+        turn = stored - torch.eye(stored.shape[-1], dtype=stored.dtype, device=stored.device)
+    else:
+        turn = cayley_minus_identity(module["oft_blocks"], bound_of(module, shape[0]))
+    rotated = rotate_blocks(turn.transpose(-1, -2), base.flatten(1)).reshape(shape)
+    return rescaled_delta(module, rotated, base)
+
+
+def orthogonal_rule(title: str) -> Rule:
+    """The refusal all orthogonal methods share."""
+    return Rule(
+        False,
+        f"{title} is not mergeable: it multiplies the base weight",
+        "`--rebuild --base CHECKPOINT` merges the rebuilt weight change; "
+        "`lycotool bake` folds it into a checkpoint",
+    )
+
+
+DIAG_OFT = Algorithm(
+    name="diag-oft",
+    title="Diag-OFT (block-diagonal rotation of the output)",
+    citation="OFT, arXiv 2306.07280",
+    layouts=(BLOCKS, ROTATIONS),
+    dims=dims,
+    delta=delta,
+    needs_base=True,
+    merge=orthogonal_rule("Diag-OFT"),
+    resize=Rule(False, "a rotation has no rank"),
+)

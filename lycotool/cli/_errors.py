@@ -1,0 +1,111 @@
+"""From an exception to a message and an exit code; the only place that catches broadly."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import ParamSpec
+
+import typer
+
+from lycotool.cli._text import clean
+from lycotool.errors import LycotoolError
+
+P = ParamSpec("P")
+
+INTERNAL, RESOURCE, OUTPUT, INTERRUPTED, TERMINATED = 1, 8, 7, 130, 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM, so that clean-up runs as for Ctrl-C."""
+
+
+def reported(command: Callable[P, None]) -> Callable[P, None]:
+    """Run a command; end with the message and exit code ``cli.md`` promises.
+
+    ``LYCOTOOL_DEBUG=1`` lets every exception through with its traceback.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        previous = signal.signal(signal.SIGTERM, _terminate)
+        as_json = bool(kwargs.get("json_output"))
+        try:
+            command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except BrokenPipeError:
+            # The reader went away, as `| head` does. Python would complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except (KeyboardInterrupt, _Terminated) as stop:
+            code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
+            _say("interrupted", as_json=as_json)
+            raise typer.Exit(code) from None
+        except LycotoolError as error:
+            _debug()
+            _report(error, as_json=as_json)
+            raise typer.Exit(error.exit_code) from None
+        except Exception as error:
+            _debug()
+            code, text = _unexpected(error)
+            _say(text, as_json=as_json)
+            raise typer.Exit(code) from None
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    return run
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def _debug() -> None:
+    if os.environ.get("LYCOTOOL_DEBUG") == "1":
+        raise  # noqa: PLE0704 - called from an except block, to keep its traceback
+
+
+def _unexpected(error: Exception) -> tuple[int, str]:
+    """Memory exhaustion, in its several forms; anything else is a bug of ours."""
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    ):
+        return RESOURCE, "out of memory; `--device cpu` needs no GPU memory"
+    return INTERNAL, (
+        f"internal error: {type(error).__name__}: {error}. This is a bug in lycotool, please report it"
+        " (LYCOTOOL_DEBUG=1 shows where)"
+    )
+
+
+def _report(error: LycotoolError, *, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "class": type(error).__name__,
+            "exit_code": error.exit_code,
+            "path": error.path,
+            "key": error.key,
+            "message": error.message,
+            "details": list(error.details),
+            "hint": error.hint,
+        }
+        sys.stderr.write(json.dumps({"error": document}) + "\n")
+        return
+    lines = [f"lycotool: error: {error.headline}", *(f"  {detail}" for detail in error.details)]
+    if error.hint:
+        lines.append(f"hint: {error.hint}")
+    sys.stderr.write("".join(clean(line) + "\n" for line in lines))
+
+
+def _say(text: str, *, as_json: bool) -> None:
+    if as_json:
+        sys.stderr.write(json.dumps({"error": {"message": text}}) + "\n")
+    else:
+        sys.stderr.write(clean(f"lycotool: error: {text}") + "\n")

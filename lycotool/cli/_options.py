@@ -1,0 +1,121 @@
+"""Options that several commands share, worded once."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lycotool.algorithms.base import Reading
+from lycotool.errors import UsageError
+from lycotool.ops._adapter import AdapterInput
+
+_OUTPUT, _REPORT, _COMPUTE, _READING = "Output", "Reports", "Computing", "Contested readings"
+
+DTYPES = Literal["keep", "fp32", "fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2"]
+
+OutputOption = Annotated[
+    str | None,
+    typer.Option("-o", "--output", metavar="PATH", help="Where to write; `-` is standard output.",
+                 rich_help_panel=_OUTPUT, show_default="a name in the current folder"),
+]  # fmt: skip
+ForceOption = Annotated[
+    bool, typer.Option("-f", "--force", help="Replace an existing output.", rich_help_panel=_OUTPUT)
+]
+DtypeOption = Annotated[
+    DTYPES,
+    typer.Option("--dtype", help="Saved dtype; keep is the input's.", rich_help_panel=_OUTPUT),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("-n", "--dry-run", help="Plan and report, write nothing.", rich_help_panel=_OUTPUT),
+]
+StrictOption = Annotated[
+    bool,
+    typer.Option("--strict", help="Make warnings errors: unmatched modules, tensors left aside.",
+                 rich_help_panel=_OUTPUT),
+]  # fmt: skip
+DeviceOption = Annotated[
+    str,
+    typer.Option("--device", metavar="auto|cpu|cuda[:N]|mps",
+                 help="Where to compute; auto is cuda, then mps, then cpu.", rich_help_panel=_COMPUTE),
+]  # fmt: skip
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on stdout.", rich_help_panel=_REPORT),
+]
+QuietOption = Annotated[
+    bool,
+    typer.Option("-q", "--quiet", help="Nothing on stderr but errors.", rich_help_panel=_REPORT),
+]
+PickleOption = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Read .pt, .ckpt and .bin files too (plain tensors only).",
+                 rich_help_panel=_COMPUTE),
+]  # fmt: skip
+AlphaZeroOption = Annotated[
+    Literal["zero", "rank"],
+    typer.Option("--alpha-zero", help="What a stored alpha of 0 means: no change, or alpha = rank.",
+                 rich_help_panel=_READING),
+]  # fmt: skip
+DoraStrengthOption = Annotated[
+    Literal["linear", "lycoris", "peft"],
+    typer.Option("--dora-strength", help="How DoRA follows a strength other than 1.",
+                 rich_help_panel=_READING),
+]  # fmt: skip
+DyloraBlockOption = Annotated[
+    int,
+    typer.Option("--dylora-block-size", min=1, rich_help_panel=_READING,
+                 help="Block size a LyCORIS DyLoRA was trained with; its scale is alpha·block/rank."),
+]  # fmt: skip
+LohaCpOption = Annotated[
+    bool,
+    typer.Option("--legacy-loha-cp", rich_help_panel=_READING,
+                 help="LoHa with cores trained before LyCORIS 2.0.0: hada_t1 serves both factors."),
+]  # fmt: skip
+GloraScaleOption = Annotated[
+    Literal["once", "twice"],
+    typer.Option("--glora-old-scale", rich_help_panel=_READING,
+                 help="Scale of old-layout GLoRA: twice as it was trained, once as samplers read it."),
+]  # fmt: skip
+
+
+def reading(
+    alpha_zero: Literal["zero", "rank"],
+    dora_strength: Literal["linear", "lycoris", "peft"],
+    dylora_block_size: int,
+    legacy_loha_cp: bool,
+    glora_old_scale: Literal["once", "twice"],
+) -> Reading:
+    """The contested readings as one value."""
+    return Reading(
+        alpha_zero=alpha_zero,
+        dora_strength=dora_strength,
+        dylora_block_size=dylora_block_size,
+        loha_cp_shared_core=legacy_loha_cp,
+        glora_old_scale=glora_old_scale,
+    )
+
+
+def weighted(text: str) -> AdapterInput:
+    """Split ``FILE:0.7`` at the last colon whose tail is a number.
+
+    A file that really has such a name is taken as it is.
+
+    Raises
+    ------
+    UsageError
+        If the number is not finite.
+    """
+    path, colon, tail = text.rpartition(":")
+    if not colon or not path or Path(text).exists():
+        return AdapterInput(text)
+    try:
+        strength = float(tail)
+    except ValueError:
+        return AdapterInput(text)
+    if not math.isfinite(strength):
+        raise UsageError(f"the strength {tail} is not finite", path=path)
+    return AdapterInput(path, strength)

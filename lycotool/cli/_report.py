@@ -1,0 +1,63 @@
+"""What the writing commands say when they are done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lycotool.cli._output import Output, human_bytes
+
+if TYPE_CHECKING:
+    from lycotool.ops._common import AdapterReport
+    from lycotool.ops.bake import BakeResult
+    from lycotool.ops.merge import AdapterMergeResult
+
+
+def show_bake(out: Output, result: BakeResult) -> None:
+    """Report a checkpoint that was written."""
+    out.warnings(result.warnings)
+    for adapter in result.adapters:
+        out.note(_adapter_line(adapter))
+    out.note(
+        f"{_verb(result.dry_run)} {human_bytes(result.nbytes)}: {result.changed} of {result.tensors} tensors "
+        f"changed; needs about {human_bytes(result.peak_bytes)} beside the files"
+    )
+    _finish(out, result)
+
+
+def show_adapter_merge(out: Output, result: AdapterMergeResult) -> None:
+    """Report an adapter that was written."""
+    out.warnings(result.warnings)
+    for adapter in result.adapters:
+        out.note(_adapter_line(adapter))
+    out.note(
+        f"{_verb(result.dry_run)} {human_bytes(result.nbytes)}: {result.modules} modules "
+        f"({_counted(result.algorithms)})"
+    )
+    _finish(out, result)
+
+
+def _finish(out: Output, result: BakeResult | AdapterMergeResult) -> None:
+    """The path on stdout, or the document; a file on standard output stays alone there."""
+    if result.output == "-" and not result.dry_run:
+        return
+    if out.json:
+        out.document(dataclasses.asdict(result))
+    elif not result.dry_run:
+        out.result(result.output)
+
+
+def _adapter_line(adapter: AdapterReport) -> str:
+    return (
+        f"{adapter.path}: strength {adapter.strength:g}, {adapter.matched} of {adapter.modules} modules "
+        f"({_counted(adapter.algorithms)})"
+    )
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def _verb(dry_run: bool) -> str:
+    return "would write" if dry_run else "wrote"

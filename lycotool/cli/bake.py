@@ -1,0 +1,68 @@
+"""``lycotool bake``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lycotool.cli import _options as opt
+from lycotool.cli._errors import reported
+from lycotool.cli._output import Output
+from lycotool.cli._report import show_bake
+
+EPILOG = """Examples:
+
+lycotool bake model.safetensors oft.safetensors -o model-oft.safetensors
+
+lycotool bake model/ style.safetensors:0.8 --dtype fp16 --dry-run"""
+
+
+@reported
+def bake(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A .safetensors file, an index.json or a diffusers folder."
+        ),
+    ],
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTER[:W]...", help="Adapters, each with its strength.")
+    ],
+    output: opt.OutputOption = None,
+    force: opt.ForceOption = False,
+    dtype: opt.DtypeOption = "keep",
+    device: opt.DeviceOption = "auto",
+    allow_pickle: opt.PickleOption = False,
+    strict: opt.StrictOption = False,
+    dry_run: opt.DryRunOption = False,
+    json_output: opt.JsonOption = False,
+    quiet: opt.QuietOption = False,
+    alpha_zero: opt.AlphaZeroOption = "zero",
+    dora_strength: opt.DoraStrengthOption = "linear",
+    dylora_block_size: opt.DyloraBlockOption = 1,
+    legacy_loha_cp: opt.LohaCpOption = False,
+    glora_old_scale: opt.GloraScaleOption = "twice",
+) -> None:
+    """Fold adapters of any algorithm into a checkpoint, tensor by tensor.
+
+    Every change refers to the original weights, is computed in float32 and rounded once.
+    Tensors no adapter touches are copied byte for byte. Prints the path that was written.
+    """
+    from lycotool.ops._common import WriteOptions
+    from lycotool.ops.bake import bake as run
+
+    out = Output(json=json_output, quiet=quiet)
+    options = WriteOptions(
+        output=output,
+        force=force,
+        dtype=dtype,
+        device=device,
+        strict=strict,
+        dry_run=dry_run,
+        allow_pickle=allow_pickle,
+        reading=opt.reading(alpha_zero, dora_strength, dylora_block_size, legacy_loha_cp, glora_old_scale),
+    )
+    with out.progress() as bar:
+        result = run(checkpoint, [opt.weighted(a) for a in adapters], options, progress=bar)
+    show_bake(out, result)

@@ -1,0 +1,37 @@
+"""Where to compute: decided once, in `ops`, and handed down."""
+
+from __future__ import annotations
+
+from lycotool.errors import UsageError
+from lycotool.lazy import torch
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda[:N]`` or ``mps`` into a device that exists.
+
+    ``auto`` is the first of cuda, mps and cpu.
+
+    Raises
+    ------
+    UsageError
+        If the name is not a device, or this machine does not have it.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"no such device: {name}", hint="auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise UsageError(
+            f"{name}: CUDA has {torch.cuda.device_count()} devices here", hint="use `--device cpu`"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("mps is not available here", hint="use `--device cpu`")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise UsageError(f"no such device: {name}", hint="auto, cpu, cuda, cuda:N or mps")
+    return device

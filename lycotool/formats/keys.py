@@ -1,0 +1,186 @@
+"""From the keys of an adapter file to modules with canonical slot names, and back.
+
+A key is a module's name and a suffix. Suffixes are matched longest first from the end of
+the key, because dotted dialects have dots in the module's name too. The canonical suffixes
+are those of the registry (kohya's and LyCORIS' own); other programs' are in :data:`ALIASES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Spelling = Literal["kohya", "peft", "diffusers legacy"]
+
+#: Suffixes of other programs -> (canonical slot, who spells it so).
+ALIASES: Mapping[str, tuple[str, Spelling]] = {
+    "lora_A.weight": ("lora_down.weight", "peft"),
+    "lora_B.weight": ("lora_up.weight", "peft"),
+    "lora_A.default.weight": ("lora_down.weight", "peft"),
+    "lora_B.default.weight": ("lora_up.weight", "peft"),
+    "lora_A": ("lora_down.weight", "peft"),
+    "lora_B": ("lora_up.weight", "peft"),
+    "lora_B.bias": ("lora_up.bias", "peft"),
+    "lora_magnitude_vector.weight": ("lora_magnitude_vector", "peft"),
+    "lora_magnitude_vector.default.weight": ("lora_magnitude_vector", "peft"),
+    "magnitude": ("dora_scale", "peft"),
+    "lora.down.weight": ("lora_down.weight", "diffusers legacy"),
+    "lora.up.weight": ("lora_up.weight", "diffusers legacy"),
+    "lora_linear_layer.down.weight": ("lora_down.weight", "diffusers legacy"),
+    "lora_linear_layer.up.weight": ("lora_up.weight", "diffusers legacy"),
+}
+
+#: How each spelling writes the slots of LoRA; the rest is canonical everywhere.
+SPELLED: Mapping[Spelling, Mapping[str, str]] = {
+    "kohya": {},
+    "peft": {
+        "lora_down.weight": "lora_A.weight",
+        "lora_up.weight": "lora_B.weight",
+        "lora_up.bias": "lora_B.bias",
+    },
+    "diffusers legacy": {
+        "lora_down.weight": "lora.down.weight",
+        "lora_up.weight": "lora.up.weight",
+    },
+}
+
+#: diffusers before 0.22: ``attn1.processor.to_q_lora.down.weight``; text encoders alike.
+_ATTENTION_PROCESSOR = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+
+#: A textual inversion packed into the adapter; not a module.
+_EMBEDDING_PREFIX = "bundle_emb."
+
+#: Slots that say nothing alone: (IA)³'s `weight` is also every checkpoint's.
+_NEEDS = {"weight": "on_input"}
+
+_MAX_SUFFIX_PARTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleKeys:
+    """One module of an adapter file: canonical slot to the key that holds it."""
+
+    name: str
+    slots: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterKeys:
+    """All keys of a file, sorted out.
+
+    Attributes
+    ----------
+    modules
+        By module name, in the file's order.
+    orphans
+        Keys with an ``alpha`` and nothing else.
+    unknown
+        Keys that belong to no module.
+    embeddings
+        Keys of textual inversions carried along.
+    clashes
+        Pairs of keys that claim the same slot of the same module.
+    spelling
+        Whose LoRA suffixes the file uses; the commonest one if it mixes them.
+    """
+
+    modules: Mapping[str, ModuleKeys]
+    orphans: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    clashes: tuple[tuple[str, str], ...] = ()
+    spelling: Spelling = "kohya"
+    spellings: Mapping[Spelling, int] = field(default_factory=dict)
+
+
+def parse_keys(keys: Collection[str], slot_names: Collection[str]) -> AdapterKeys:
+    """Group the keys of a file by module.
+
+    Parameters
+    ----------
+    slot_names
+        The canonical suffixes, from the registry.
+    """
+    found: dict[str, dict[str, str]] = {}
+    unknown: list[str] = []
+    embeddings: list[str] = []
+    clashes: list[tuple[str, str]] = []
+    spellings: dict[Spelling, int] = {}
+    present = set(keys)
+    for key in keys:
+        if key.startswith(_EMBEDDING_PREFIX):
+            embeddings.append(key)
+            continue
+        match = _split(key, slot_names, present)
+        if match is None:
+            unknown.append(key)
+            continue
+        module, slot, spelled = match
+        if spelled is not None:
+            spellings[spelled] = spellings.get(spelled, 0) + 1
+        other = found.setdefault(module, {}).setdefault(slot, key)
+        if other != key:
+            clashes.append((other, key))
+    modules = {name: ModuleKeys(name, slots) for name, slots in found.items() if set(slots) != {"alpha"}}
+    orphans = tuple(slots["alpha"] for slots in found.values() if set(slots) == {"alpha"})
+    spelling: Spelling = max(spellings, key=lambda s: spellings[s]) if spellings else "kohya"
+    return AdapterKeys(
+        modules, orphans, tuple(unknown), tuple(embeddings), tuple(clashes), spelling, spellings
+    )
+
+
+def _split(
+    key: str, slot_names: Collection[str], present: Collection[str]
+) -> tuple[str, str, Spelling | None] | None:
+    """Module, canonical slot and (for LoRA factors) spelling of a key."""
+    if (match := _ATTENTION_PROCESSOR.fullmatch(key)) is not None:
+        owner, projection, side = match.groups()
+        return f"{owner}.{_projection(owner, projection)}", f"lora_{side}.weight", "diffusers legacy"
+    parts = key.split(".")
+    for count in range(min(_MAX_SUFFIX_PARTS, len(parts) - 1), 0, -1):
+        module, suffix = ".".join(parts[:-count]), ".".join(parts[-count:])
+        if suffix in ALIASES:
+            slot, spelling = ALIASES[suffix]
+            return module, slot, spelling
+        if suffix in slot_names:
+            if suffix in _NEEDS and f"{module}.{_NEEDS[suffix]}" not in present:
+                continue
+            return module, suffix, "kohya" if suffix == "lora_up.weight" else None
+    return None
+
+
+def _projection(owner: str, letter: str) -> str:
+    """Real layer behind an attention processor's ``to_q_lora`` and so on."""
+    if owner.startswith("text_encoder"):
+        return f"{letter}_proj"
+    return "to_out.0" if letter == "out" else f"to_{letter}"
+
+
+#: Beginning of the module names -> what the field calls such a file. First match wins.
+_DIALECT_PREFIXES: tuple[tuple[str, str], ...] = (
+    ("oft_unet_", "kohya OFT"),
+    ("lora_transformer_", "OneTrainer"),
+    ("lora_", "kohya"),
+    ("lycoris_", "LyCORIS wrapper"),
+    ("base_model.model.", "PEFT"),
+    ("diffusion_model.", "ComfyUI"),
+    ("text_encoders.", "ComfyUI"),
+    ("model.diffusion_model.", "ComfyUI"),
+    ("unet.", "diffusers"),
+    ("transformer.", "diffusers"),
+    ("text_encoder.", "diffusers"),
+    ("text_encoder_2.", "diffusers"),
+)
+
+
+def dialects(keys: AdapterKeys) -> list[str]:
+    """The dialects a file's module names are in, commonest first."""
+    counts: dict[str, int] = {}
+    for name in keys.modules:
+        dialect = next((d for prefix, d in _DIALECT_PREFIXES if name.startswith(prefix)), "bare paths")
+        if dialect == "diffusers" and keys.spelling == "diffusers legacy":
+            dialect = "diffusers legacy"
+        counts[dialect] = counts.get(dialect, 0) + 1
+    return sorted(counts, key=lambda d: (-counts[d], d))

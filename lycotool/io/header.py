@@ -1,0 +1,229 @@
+"""The safetensors header: parsed strictly, without torch, before any tensor is read.
+
+Format: ``u64 little-endian n``, ``n`` bytes of JSON, then the data section. The JSON maps
+each tensor name to ``{"dtype", "shape", "data_offsets"}`` and ``__metadata__`` to a map of
+strings. Source: the README of https://github.com/huggingface/safetensors.
+
+Stricter than the reference parser where that accepts files it cannot mean: duplicate names
+(JSON keeps the last one), absurd numbers of tensors or dimensions, shapes whose product of
+non-zero sizes overflows.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeGuard
+
+from lycotool.errors import BadInputError
+
+#: Size in bits of one element, by safetensors dtype name.
+DTYPE_BITS: Mapping[str, int] = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+#: Limits that no real file comes near; the reference parser shares the first.
+MAX_HEADER_BYTES = 100_000_000
+MAX_TENSORS = 200_000
+MAX_DIMENSIONS = 8
+_MAX_ELEMENTS = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What the header says of one tensor; ``start`` and ``stop`` count from the data section."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in the file."""
+        return self.stop - self.start
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return _product(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A parsed header: tensors in file order, metadata, and where the data begins."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    data_start: int
+
+
+def read_header(file: BinaryIO, size: int, path: str | Path) -> Header:
+    """Parse and validate the header of an open safetensors file of ``size`` bytes.
+
+    Raises
+    ------
+    BadInputError
+        Whatever is wrong with the container, named with the tensor and the numbers.
+    """
+    if size == 0:
+        raise BadInputError("empty file (0 bytes)", path=path)
+    start = file.read(min(size, 512))
+    if size < 8:
+        raise BadInputError(
+            f"too short for a safetensors file ({size} bytes)", path=path, hint=_look_alike(start)
+        )
+    (length,) = struct.unpack("<Q", start[:8])
+    if (hint := _look_alike(start)) is not None and length + 8 > size:
+        raise BadInputError(f"not a safetensors file: {hint}", path=path)
+    if length == 0:
+        raise BadInputError("header length 0", path=path)
+    if length > MAX_HEADER_BYTES:
+        raise BadInputError(
+            f"header says it is {length} bytes long; the limit is {MAX_HEADER_BYTES}", path=path
+        )
+    if 8 + length > size:
+        raise BadInputError(
+            f"truncated: header says it is {length} bytes long, expected at least "
+            f"{8 + length} bytes, found {size}",
+            path=path,
+            hint="download or copy the file again",
+        )
+    file.seek(8)
+    raw = file.read(length)
+    if len(raw) != length:
+        raise BadInputError("the file changed while it was read", path=path)
+    entries = _parse_json(raw, path)
+    metadata = _metadata(entries.pop("__metadata__", {}), path)
+    if len(entries) > MAX_TENSORS:
+        raise BadInputError(f"too many tensors: {len(entries)}, the limit is {MAX_TENSORS}", path=path)
+    tensors = {name: _tensor(name, entry, path) for name, entry in entries.items()}
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))
+    _check_coverage(ordered, size - 8 - length, path)
+    return Header(ordered, metadata, 8 + length)
+
+
+def _look_alike(start: bytes) -> str | None:
+    """Say what a file that is not safetensors probably is."""
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "this is an HTML page, probably a log-in or error page saved in its place"
+    if text.startswith(b"version https://git-lfs"):
+        return "this is a Git LFS pointer; fetch the real file with `git lfs pull`"
+    if start.startswith(b"PK\x03\x04"):
+        return "this is a PyTorch (zip) checkpoint or another zip archive"
+    if start.startswith(b"\x80") and start[1:2] in b"\x02\x03\x04\x05":
+        return "this is a PyTorch pickle"
+    if start.startswith(b"GGUF"):
+        return "this is a GGUF file"
+    return None
+
+
+def _parse_json(raw: bytes, path: str | Path) -> dict[str, object]:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"the header is not UTF-8 (byte {error.start})", path=path) from None
+
+    def refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            twice = next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
+            raise BadInputError(f"duplicate name in the header: {twice}", path=path)
+        return found
+
+    try:
+        entries = json.loads(text, object_pairs_hook=refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"the header is not valid JSON: {error}", path=path) from None
+    if not isinstance(entries, dict):
+        raise BadInputError("the header's JSON is not an object", path=path)
+    return entries
+
+
+def _metadata(value: object, path: str | Path) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise BadInputError("__metadata__ is not an object", path=path)
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise BadInputError(
+                f"metadata value of {key!r} is {type(text).__name__}, expected a string", path=path
+            )
+    return value
+
+
+def _tensor(name: str, entry: object, path: str | Path) -> TensorInfo:
+    def bad(reason: str) -> BadInputError:
+        return BadInputError(reason, path=path, key=name)
+
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadInputError(f"tensor name {name!r} is not valid Unicode", path=path) from None
+    if name == "__metadata__" or not isinstance(entry, dict):
+        raise bad("the header entry is not an object")
+    dtype = entry.get("dtype")
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise bad(f"unknown dtype {dtype!r}, expected one of {' '.join(sorted(DTYPE_BITS))}")
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not _is_sizes(shape):
+        raise bad(f"shape {shape!r} is not a list of sizes")
+    if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise bad(f"data_offsets {offsets!r} are not two increasing offsets")
+    if len(shape) > MAX_DIMENSIONS:
+        raise bad(f"{len(shape)} dimensions, the limit is {MAX_DIMENSIONS}")
+    if _product(tuple(size for size in shape if size)) >= _MAX_ELEMENTS:
+        raise bad(f"shape {shape} overflows")
+    bits = _product(tuple(shape)) * DTYPE_BITS[dtype]
+    if bits % 8:
+        raise bad(f"{dtype} tensor of shape {shape} does not fill whole bytes")
+    start, stop = offsets
+    if bits // 8 != stop - start:
+        raise bad(f"{dtype} of shape {shape} needs {bits // 8} bytes, the header gives it {stop - start}")
+    return TensorInfo(dtype, tuple(shape), start, stop)
+
+
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < _MAX_ELEMENTS for v in value)
+
+
+def _check_coverage(tensors: Mapping[str, TensorInfo], data_bytes: int, path: str | Path) -> None:
+    position = 0
+    for name, info in tensors.items():
+        if info.start != position:
+            fault = "overlaps the tensor before it" if info.start < position else "leaves a hole before it"
+            raise BadInputError(
+                f"starts at byte {info.start} of the data, expected {position}: it {fault}",
+                path=path,
+                key=name,
+            )
+        position = info.stop
+        if position > data_bytes:
+            raise BadInputError(
+                f"truncated: {name} ends at byte {position} of the data; "
+                f"expected {position} bytes or more, found {data_bytes}",
+                path=path,
+                hint="download or copy the file again",
+            )
+    if position != data_bytes:
+        raise BadInputError(
+            f"{data_bytes - position} bytes after the last tensor "
+            f"(expected {position} bytes of data, found {data_bytes})"
+            if data_bytes - position != 1
+            else "1 byte after the last tensor",
+            path=path,
+        )
+
+
+def _product(sizes: tuple[int, ...]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

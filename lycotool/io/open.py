@@ -1,0 +1,220 @@
+"""Open whatever a user names: a file, ``-``, a sharded index, a diffusers or PEFT folder."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from lycotool.errors import BadInputError, IncompatibleError, UnsafeError, UsageError
+from lycotool.io.pickles import PickleFile, is_pickle
+from lycotool.io.store import Entry, SafetensorsFile, TensorFile, TensorStore
+
+#: huggingface_hub's limit for an index file.
+_MAX_INDEX_BYTES = 10 * 2**20
+
+#: Component folders of a diffusers pipeline that hold weights.
+_COMPONENTS = (
+    "unet", "transformer", "transformer_2", "prior", "decoder",
+    "text_encoder", "text_encoder_2", "text_encoder_3", "vae",
+)  # fmt: skip
+
+#: Weight files inside a component or PEFT folder, best first.
+_WEIGHT_NAMES = (
+    "diffusion_pytorch_model.safetensors", "model.safetensors", "adapter_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors",
+    "diffusion_pytorch_model.bin", "pytorch_model.bin", "adapter_model.bin",
+)  # fmt: skip
+
+
+def open_store(name: str, *, allow_pickle: bool = False) -> TensorStore:
+    """Open a checkpoint or adapter by the name a user gave.
+
+    Parameters
+    ----------
+    name
+        A path, or ``-`` for a safetensors byte stream on standard input.
+    allow_pickle
+        Read ``.pt``, ``.ckpt`` and ``.bin`` files too, with ``weights_only=True``.
+
+    Raises
+    ------
+    UsageError
+        No such file, or a folder of an unknown kind.
+    BadInputError, UnsafeError
+        A damaged file; a pickle or a shard path that leaves its folder.
+    """
+    if name == "-":
+        return _single(_spool_stdin(), shown_as="-", allow_pickle=False)
+    path = Path(name)
+    if path.is_symlink() and not path.exists():
+        raise UsageError("this symlink leads nowhere", path=name)
+    if not path.exists():
+        raise UsageError("no such file", path=name)
+    if path.is_dir():
+        return _open_folder(path, allow_pickle=allow_pickle)
+    if path.name.endswith(".index.json"):
+        return _sharded(path)
+    return _single(path, shown_as=name, allow_pickle=allow_pickle)
+
+
+def _single(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorStore:
+    file = _open_file(path, shown_as=shown_as, allow_pickle=allow_pickle)
+    entries = {name: Entry(file, name) for name in file.tensors}
+    return TensorStore(shown_as, "file", entries, file.metadata)
+
+
+def _open_file(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorFile:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BadInputError("not a regular file", path=shown_as)
+    try:
+        if path.suffix.lower() != ".safetensors" and is_pickle(path):
+            if allow_pickle:
+                return PickleFile(path)
+            raise UnsafeError(
+                "this is a PyTorch pickle, which can run code when it is read",
+                path=shown_as,
+                hint="convert it to safetensors, or use `--allow-pickle` to read plain tensors only",
+            )
+        return SafetensorsFile(path, shown_as=shown_as)
+    except PermissionError:
+        raise BadInputError("permission denied", path=shown_as) from None
+
+
+def _spool_stdin() -> Path:
+    """Copy standard input to a temporary file: the header must be read before the data."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(
+            "`-` reads a safetensors file from standard input, which is a terminal here",
+            hint="pipe a file in, or name one",
+        )
+    folder = Path(tempfile.mkdtemp(prefix="lycotool-stdin-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "stdin.safetensors"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
+
+
+def _open_folder(folder: Path, *, allow_pickle: bool) -> TensorStore:
+    if (folder / "adapter_config.json").is_file():
+        weights = _weights_in(folder, allow_pickle=allow_pickle)
+        config = _read_json(folder / "adapter_config.json")
+        return TensorStore(str(folder), "peft", weights.entries, weights.metadata, config)
+    components = [folder / name for name in _COMPONENTS if (folder / name).is_dir()]
+    if components:
+        entries: dict[str, Entry] = {}
+        for component in components:
+            weights = _weights_in(component, allow_pickle=allow_pickle)
+            entries |= {f"{component.name}.{name}": e for name, e in weights.entries.items()}
+        return TensorStore(str(folder), "diffusers", entries, {})
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indexes) == 1:
+        return _sharded(indexes[0])
+    raise UsageError(
+        "is a directory, but neither a diffusers folder, a PEFT folder nor a sharded checkpoint",
+        path=folder,
+        hint="name a .safetensors file, or a folder with model_index.json or adapter_config.json",
+    )
+
+
+def _weights_in(folder: Path, *, allow_pickle: bool) -> TensorStore:
+    for name in _WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return open_store(str(folder / name), allow_pickle=allow_pickle)
+    raise BadInputError("this folder has no weights file", path=folder)
+
+
+def _sharded(index: Path) -> TensorStore:
+    """Open a sharded checkpoint; every shard must hold exactly what the index says."""
+    document = _read_json(index)
+    weight_map = document.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+        raise BadInputError("weight_map is missing or is not a map of names to files", path=index)
+    if not weight_map:
+        raise IncompatibleError("the index lists no tensors", path=index)
+    files = {shard: _open_shard(index, shard) for shard in sorted(set(weight_map.values()))}
+    faults = [
+        f"{name}: not in {shard}, where the index says it is"
+        for name, shard in weight_map.items()
+        if name not in files[shard].tensors
+    ]
+    faults += [
+        f"{name}: in {shard}, but the index "
+        + (f"says {weight_map[name]}" if name in weight_map else "does not list it")
+        for shard, file in files.items()
+        for name in file.tensors
+        if weight_map.get(name) != shard
+    ]
+    if faults:
+        raise BadInputError("index and shards disagree", path=index, details=faults)
+    entries = {name: Entry(files[weight_map[name]], name) for name in sorted(weight_map)}
+    nbytes = sum(entry.info.nbytes for entry in entries.values())
+    about = document.get("metadata")
+    total = about.get("total_size") if isinstance(about, dict) else None
+    warnings = (
+        (f"{index}: total_size is {total}, the tensors have {nbytes} bytes",)
+        if isinstance(total, int) and total != nbytes
+        else ()
+    )
+    first = next(iter(files.values()))
+    return TensorStore(str(index), "sharded", entries, first.metadata, warnings=warnings)
+
+
+def _open_shard(index: Path, shard: str) -> SafetensorsFile:
+    """Open one shard of an index, which may name nothing outside its own folder."""
+    if "://" in shard:
+        raise UnsafeError(f"the index names a shard by URL ({shard}); nothing is fetched", path=index)
+    posix, windows = PurePosixPath(shard), PureWindowsPath(shard)
+    if posix.is_absolute() or windows.is_absolute() or windows.drive or windows.root:
+        raise UnsafeError(f"the index names a shard by an absolute path: {shard}", path=index)
+    if "\0" in shard or ".." in posix.parts or ".." in windows.parts:
+        raise UnsafeError(f"the index names a shard outside its folder: {shard}", path=index)
+    if not shard.endswith(".safetensors"):
+        if shard.endswith(".index.json"):
+            raise BadInputError(f"the index names an index.json as a shard: {shard}", path=index)
+        raise UnsafeError(f"the index names a shard that is not a .safetensors file: {shard}", path=index)
+    path = index.parent / shard
+    if not path.is_file():
+        raise BadInputError(f"the shard {shard} is missing", path=index)
+    if not _stays_inside(path, index.parent):
+        raise UnsafeError(f"the shard {shard} is a symlink that leaves the folder", path=index)
+    return SafetensorsFile(path)
+
+
+def _stays_inside(path: Path, folder: Path) -> bool:
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if real.is_relative_to(root):
+        return True
+    # The Hugging Face cache links models--*/snapshots/REV/FILE to models--*/blobs/HASH.
+    for parent in root.parents:
+        if parent.name.startswith("models--") and root.is_relative_to(parent / "snapshots"):
+            return real.is_relative_to(parent / "blobs")
+    return False
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    if path.stat().st_size > _MAX_INDEX_BYTES:
+        raise BadInputError(f"larger than {_MAX_INDEX_BYTES} bytes", path=path)
+
+    def refuse_duplicates(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise BadInputError("duplicate key in this JSON file", path=path)
+        return found
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        document = json.loads(text, object_pairs_hook=refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"not valid JSON: {error}", path=path) from None
+    if not isinstance(document, dict):
+        raise BadInputError("the JSON is not an object", path=path)
+    return document

@@ -1,0 +1,81 @@
+"""PyTorch pickles, read only on request and only with ``weights_only=True``.
+
+This is the one place of the package that calls ``torch.load``.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lycotool.errors import BadInputError, UnsafeError
+from lycotool.io.dtypes import from_torch
+from lycotool.io.header import TensorInfo
+from lycotool.lazy import torch
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether the file's first bytes are those of a PyTorch zip or a bare pickle."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05")
+
+
+class PickleFile:
+    """The tensors of a PyTorch pickle, held in memory.
+
+    Raises
+    ------
+    UnsafeError
+        If the pickle names anything but tensors and plain containers.
+    BadInputError
+        If it is damaged, compressed, or not a map of names to tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: Mapping[str, str] = {}
+        self._tensors = _load(path)
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(from_torch(t.dtype), tuple(t.shape), 0, t.numel() * t.element_size())
+            for name, t in self._tensors.items()
+        }
+
+    def _bytes(self, name: str) -> memoryview:
+        flat = self._tensors[name].contiguous().reshape(-1)
+        return flat.view(torch.uint8).numpy().data
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the tensor's bytes."""
+        buffer[:] = self._bytes(name)
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the tensor's bytes."""
+        if self.tensors[name].nbytes:
+            yield self._bytes(name)
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise BadInputError("a compressed archive; torch.save never compresses", path=path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        name = str(error).split("GLOBAL ")[-1].split(" ")[0]
+        raise UnsafeError(f"the pickle asks for more than tensors: {name}", path=path) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
+        raise BadInputError(
+            f"a truncated or damaged pickle: {str(error).splitlines()[0]}", path=path
+        ) from None
+    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        found = found["state_dict"]
+    if not isinstance(found, dict):
+        raise BadInputError("not a state dict: the pickle holds no map of tensors", path=path)
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise BadInputError("not a state dict: the pickle holds no tensors", path=path)
+    return tensors

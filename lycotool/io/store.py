@@ -1,0 +1,201 @@
+"""What lycotool reads: tensors by name, from one file or many, loaded only when asked for.
+
+A :class:`TensorStore` is a map from tensor names to places in files. Opening one reads
+headers only; :meth:`TensorStore.tensor` reads one tensor with plain ``read`` calls rather
+than a memory map, so that a file cut short meanwhile is an error and not a dead process.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from lycotool.errors import BadInputError, ResourceError
+from lycotool.io.dtypes import to_torch
+from lycotool.io.header import TensorInfo, read_header
+from lycotool.lazy import torch
+
+#: Bytes read or written at once: large enough for disks, small enough for a quick Ctrl-C.
+CHUNK_BYTES = 8 * 2**20
+
+
+class TensorFile(Protocol):
+    """One file's tensors; a :class:`SafetensorsFile` or a pickle read into memory."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the tensor's bytes."""
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the tensor's bytes in pieces."""
+
+
+class SafetensorsFile:
+    """An open safetensors file.
+
+    Raises
+    ------
+    BadInputError
+        If the header is not valid; see :mod:`lycotool.io.header`.
+    """
+
+    def __init__(self, path: Path, *, shown_as: str | None = None) -> None:
+        self.path = path
+        self._shown_as = shown_as or str(path)
+        self._file = path.open("rb", buffering=0)
+        self.size = os.fstat(self._file.fileno()).st_size
+        header = read_header(self._file, self.size, self._shown_as)
+        self.tensors = header.tensors
+        self.metadata = header.metadata
+        self.data_start = header.data_start
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Fill ``buffer``, which has the tensor's size, with its bytes."""
+        self._read(name, 0, buffer)
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the tensor's bytes in pieces of at most :data:`CHUNK_BYTES`.
+
+        The pieces share one buffer: each is valid until the next is asked for.
+        """
+        nbytes = self.tensors[name].nbytes
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, nbytes)))
+        for position in range(0, nbytes, CHUNK_BYTES):
+            piece = buffer[: min(CHUNK_BYTES, nbytes - position)]
+            self._read(name, position, piece)
+            yield piece
+
+    def _read(self, name: str, offset: int, buffer: memoryview) -> None:
+        position = 0
+        try:
+            self._file.seek(self.data_start + self.tensors[name].start + offset)
+            while position < len(buffer):
+                count = self._file.readinto(buffer[position : position + CHUNK_BYTES])
+                if not count:
+                    raise BadInputError(
+                        "the file changed while it was read: the tensor's data is no longer there",
+                        path=self._shown_as,
+                        key=name,
+                    )
+                position += count
+        except OSError as error:
+            raise BadInputError(f"cannot be read: {error.strerror}", path=self._shown_as, key=name) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor of a store lives."""
+
+    file: TensorFile
+    name: str
+
+    @property
+    def info(self) -> TensorInfo:
+        """The header's entry."""
+        return self.file.tensors[self.name]
+
+
+@dataclass(frozen=True)
+class TensorStore:
+    """Named tensors from one file, a sharded index, a diffusers folder or a PEFT folder.
+
+    Attributes
+    ----------
+    path
+        What the user named; ``-`` for standard input.
+    kind
+        ``"file"``, ``"sharded"``, ``"diffusers"`` or ``"peft"``.
+    entries
+        Tensor name to place. In a diffusers folder names carry the component's folder
+        (``unet.down_blocks…``).
+    config
+        ``adapter_config.json`` of a PEFT folder, else empty.
+    """
+
+    path: str
+    kind: str
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+    config: Mapping[str, object] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, from the headers."""
+        return {name: entry.info.shape for name, entry in self.entries.items()}
+
+    @property
+    def files(self) -> list[Path]:
+        """The files the tensors live in, without repeats."""
+        return list(dict.fromkeys(entry.file.path for entry in self.entries.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.info.nbytes for entry in self.entries.values())
+
+    def info(self, name: str) -> TensorInfo:
+        """The header's entry for ``name``."""
+        return self.entries[name].info
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """The tensor's raw bytes, in pieces."""
+        entry = self.entries[name]
+        return entry.file.chunks(entry.name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor in its stored dtype, on the CPU."""
+        entry = self.entries[name]
+        info = entry.info
+        dtype = to_torch(info.dtype)
+        if info.nbytes == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        try:
+            data = bytearray(info.nbytes)
+        except MemoryError:
+            raise ResourceError(
+                f"needs {info.nbytes} bytes of memory at once", path=self.path, key=name
+            ) from None
+        entry.file.read_into(entry.name, memoryview(data))
+        return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+
+    def scalar(self, name: str) -> float:
+        """Read a tensor of one element without importing torch.
+
+        Raises
+        ------
+        BadInputError
+            If it has more or fewer elements, or a dtype that is not a plain number.
+        """
+        entry = self.entries[name]
+        info = entry.info
+        if info.numel != 1:
+            raise BadInputError(
+                f"has {info.numel} elements (shape {list(info.shape)}), expected one number",
+                path=self.path,
+                key=name,
+            )
+        raw = bytearray(info.nbytes)
+        entry.file.read_into(entry.name, memoryview(raw))
+        if info.dtype == "BF16":  # the upper half of a float32
+            return float(struct.unpack("<f", b"\0\0" + raw)[0])
+        if info.dtype not in _SCALAR_FORMATS:
+            raise BadInputError(f"is {info.dtype}, expected a number", path=self.path, key=name)
+        return float(struct.unpack(_SCALAR_FORMATS[info.dtype], raw)[0])
+
+
+_SCALAR_FORMATS: Mapping[str, str] = {
+    "F16": "<e", "F32": "<f", "F64": "<d", "I8": "<b", "U8": "<B", "I16": "<h", "U16": "<H",
+    "I32": "<i", "U32": "<I", "I64": "<q", "U64": "<Q", "BOOL": "<?",
+}  # fmt: skip

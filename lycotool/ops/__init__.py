@@ -1,0 +1,1 @@
+"""One module per command: paths in, a small frozen result out. Nothing is printed here."""

@@ -1,0 +1,272 @@
+"""An adapter file as modules of the registry, before and after its tensors are read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from lycotool.algorithms import SLOT_NAMES
+from lycotool.algorithms.base import DEFAULT_READING, Bound, Dims, MismatchError, Reading
+from lycotool.algorithms.detection import Detected, detect
+from lycotool.errors import BadInputError, IncompatibleError, LycotoolError, NumericError
+from lycotool.formats.keys import AdapterKeys, ModuleKeys, dialects, parse_keys
+from lycotool.formats.scales import PeftScales, scales_from_metadata
+from lycotool.io.dtypes import FLOATING
+from lycotool.io.open import open_store
+from lycotool.io.store import TensorStore
+from lycotool.lazy import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+#: Slots that hold counts and switches rather than weights.
+_INTEGER_SLOTS = frozenset({"on_input", "bias_indices", "bias_size"})
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInput:
+    """An adapter as the user names it, with its strength."""
+
+    path: str
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterModule:
+    """One recognised module: where its tensors are and the numbers of its formula."""
+
+    name: str
+    keys: Mapping[str, str]
+    detected: Detected
+    dims: Dims
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter file, sorted into modules.
+
+    Attributes
+    ----------
+    faults
+        What is wrong with single modules. `inspect` shows them; every command that
+        computes calls :meth:`require_sound` first.
+    warnings
+        What is left aside, and why.
+    """
+
+    store: TensorStore
+    keys: AdapterKeys
+    modules: Mapping[str, AdapterModule]
+    reading: Reading
+    faults: tuple[LycotoolError, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """What the user named."""
+        return self.store.path
+
+    def require_sound(self) -> None:
+        """Raise the faults, all together.
+
+        Raises
+        ------
+        BadInputError, IncompatibleError, NumericError
+            The class of the first fault; every fault is listed.
+        """
+        if not self.keys.modules:
+            raise IncompatibleError("no adapter modules in this file", path=self.path,
+                                    hint="`lycotool inspect FILE` shows what it holds")  # fmt: skip
+        if len(self.faults) == 1:
+            raise self.faults[0]
+        if self.faults:
+            first = self.faults[0]
+            raise type(first)(
+                f"{len(self.faults)} modules are damaged",
+                path=self.path,
+                details=[f"{fault.key}: {fault.message}" for fault in self.faults],
+                hint="`lycotool inspect FILE` shows the whole file",
+            )
+
+    def load(self, module: AdapterModule, device: torch.device, dtype: torch.dtype) -> Bound:
+        """Read a module's tensors and make them ready to compute with.
+
+        Raises
+        ------
+        NumericError
+            If a tensor has NaN or infinite values.
+        """
+        unused = {slot.name for slot in module.detected.layout.slots if slot.unused}
+        tensors: dict[str, torch.Tensor] = {}
+        for slot, key in module.keys.items():
+            if slot in unused or slot == "alpha":
+                continue
+            tensor = self.store.tensor(key)
+            if slot not in _INTEGER_SLOTS:
+                tensor = tensor.to(device=device, dtype=dtype)
+                if not torch.isfinite(tensor).all():
+                    kind = "NaN" if torch.isnan(tensor).any() else "Inf"
+                    raise NumericError(f"has {kind} values", path=self.path, key=key)
+            tensors[slot] = tensor if slot == "on_input" else tensor.to(device)
+        return Bound(tensors, module.detected.layout, module.detected.sizes, module.dims, self.reading)
+
+
+def open_adapter(name: str, *, reading: Reading = DEFAULT_READING, allow_pickle: bool = False) -> Adapter:
+    """Open an adapter file or PEFT folder by the name a user gave; see :func:`read_adapter`."""
+    return read_adapter(open_store(name, allow_pickle=allow_pickle), reading=reading)
+
+
+def read_adapter(store: TensorStore, *, reading: Reading = DEFAULT_READING) -> Adapter:
+    """Recognise every module of an open file, without torch.
+
+    Raises
+    ------
+    IncompatibleError
+        If a module is given twice in two spellings, or a PEFT folder is of an unreadable kind.
+    BadInputError
+        If a configuration is damaged.
+    """
+    keys = parse_keys(store.entries, SLOT_NAMES)
+    if keys.clashes:
+        raise IncompatibleError(
+            "the same tensor is given twice, in two spellings",
+            path=store.path,
+            details=[f"both {first} and {second}" for first, second in keys.clashes],
+        )
+    scales = _scales(store)
+    hint = algorithm_in_metadata(store.metadata)
+    modules: dict[str, AdapterModule] = {}
+    faults: list[LycotoolError] = []
+    warnings: list[str] = []
+    for module in keys.modules.values():
+        try:
+            modules[module.name] = _recognise(store, module, scales, reading, hint)
+        except MismatchError as error:
+            faults.append(BadInputError(str(error), path=store.path, key=module.name))
+        except LycotoolError as error:
+            faults.append(error)
+    warnings += store.warnings
+    warnings += _asides(store, keys, modules, scales)
+    return Adapter(store, keys, modules, reading, tuple(faults), tuple(warnings))
+
+
+def is_adapter(store: TensorStore) -> bool:
+    """Whether a file holds adapter modules rather than a model's own weights."""
+    if store.kind in ("peft", "diffusers", "sharded"):
+        return store.kind == "peft"
+    # GLoRA's suffixes and `magnitude` could be layers of a model; a module must be whole.
+    keys = parse_keys(store.entries, SLOT_NAMES)
+    return len(keys.unknown) < len(store.entries) / 2 and bool(keys.modules)
+
+
+def algorithm_in_metadata(metadata: Mapping[str, str]) -> str | None:
+    """What the trainer says it trained: the name in ``ss_network_args`` or the module's."""
+    if metadata.get("ss_network_module") == "networks.dylora":
+        return "dylora"
+    try:
+        arguments = json.loads(metadata.get("ss_network_args", "{}"))
+    except ValueError:
+        return None
+    algo = arguments.get("algo") if isinstance(arguments, dict) else None
+    return algo.lower() if isinstance(algo, str) else None
+
+
+def _scales(store: TensorStore) -> Mapping[str, PeftScales]:
+    """Scales outside the tensors, by the prefix of the module names they are for."""
+    if store.kind == "peft":
+        return {_PEFT_PREFIX: PeftScales(store.config, store.path)}
+    return scales_from_metadata(store.metadata, store.path)
+
+
+def _recognise(
+    store: TensorStore,
+    module: ModuleKeys,
+    scales: Mapping[str, PeftScales],
+    reading: Reading,
+    hint: str | None,
+) -> AdapterModule:
+    for slot, key in module.slots.items():
+        _check_dtype(store, slot, key)
+    detected = detect(
+        {slot: store.info(key).shape for slot, key in module.slots.items()}, algorithm_hint=hint
+    )
+    alpha = store.scalar(module.slots["alpha"]) if "alpha" in module.slots else None
+    if alpha is not None and not math.isfinite(alpha):
+        raise NumericError(f"alpha is {alpha}", path=store.path, key=module.slots["alpha"])
+    dims = detected.algorithm.dims(detected.layout, detected.sizes, alpha, reading)
+    if alpha is None:
+        for prefix, configured in scales.items():
+            if module.name.startswith(prefix):
+                dims = replace(dims, scale=configured.scale(module.name.removeprefix(prefix)))
+    return AdapterModule(module.name, module.slots, detected, dims)
+
+
+def _check_dtype(store: TensorStore, slot: str, key: str) -> None:
+    dtype = store.info(key).dtype
+    if dtype in FLOATING or slot in _INTEGER_SLOTS or slot == "alpha":
+        return
+    if dtype in ("BOOL", "C64"):
+        name = {"BOOL": "bool", "C64": "complex"}[dtype]
+        raise BadInputError(f"has {name} values, expected weights", path=store.path, key=key)
+    raise IncompatibleError(
+        f"has {dtype.replace('I', 'int').replace('U', 'uint')} values with no scale to read them by",
+        path=store.path,
+        key=key,
+    )
+
+
+def _asides(
+    store: TensorStore,
+    keys: AdapterKeys,
+    modules: Mapping[str, AdapterModule],
+    scales: Mapping[str, PeftScales],
+) -> list[str]:
+    """Warnings on everything that has no part in the result, or is read in a contested way."""
+    warnings = [f"{store.path}: {key}: unknown tensor, left aside" for key in keys.unknown]
+    warnings += [f"{store.path}: {key}: alpha without a module, left aside" for key in keys.orphans]
+    if keys.embeddings:
+        warnings.append(f"{store.path}: {len(keys.embeddings)} tensors of packed embeddings (bundle_emb) are no modules")  # fmt: skip
+    if len(keys.spellings) > 1:
+        warnings.append(f"{store.path}: mixes the key names of " + " and ".join(sorted(keys.spellings)))
+    for reason, names in _group(
+        (slot.unused, module.name)
+        for module in modules.values()
+        for slot in module.detected.layout.slots
+        if slot.unused and slot.name in module.keys
+    ).items():
+        warnings.append(f"{store.path}: {names[0]}{_and_more(names)}: left aside: {reason}")
+    lora_like = [m for m in modules.values() if m.dims.rank is not None]
+    zero = [m.name for m in lora_like if m.dims.alpha == 0]
+    if zero:
+        warnings.append(
+            f"{store.path}: {zero[0]}{_and_more(zero)}: alpha 0 is read as no change"
+            " (`--alpha-zero rank` reads it as the rank)"
+        )
+    missing = [m.name for m in lora_like if m.dims.alpha is None]
+    if missing and keys.spelling == "kohya":
+        warnings.append(f"{store.path}: {missing[0]}{_and_more(missing)}: alpha is missing, read as the rank")
+    if any(configured.modifies_base for configured in scales.values()):
+        warnings.append(f"{store.path}: its initialisation changed the base weights; it fits only those")
+    return warnings
+
+
+def _group(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for reason, name in pairs:
+        names = grouped.setdefault(reason, [])
+        if name not in names:
+            names.append(name)
+    return grouped
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def adapter_dialect(adapter: Adapter) -> str:
+    """The commonest dialect of a file's module names."""
+    return next(iter(dialects(adapter.keys)), "none")

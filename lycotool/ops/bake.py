@@ -1,0 +1,339 @@
+"""bake: fold adapters of any algorithm into a checkpoint, one tensor at a time.
+
+``W' = W + Σ sᵢ·ΔWᵢ``, every ``ΔWᵢ`` taken on the original ``W``, in float32, rounded once.
+Tensors no adapter touches are copied byte for byte. Memory is that of the largest layer
+(about four float32 copies of it), whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lycotool.algorithms.base import MismatchError
+from lycotool.algorithms.detection import bias_change, weight_change
+from lycotool.devices import resolve_device
+from lycotool.errors import BadInputError, IncompatibleError, LycotoolError
+from lycotool.io.dtypes import FLOATING
+from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH
+from lycotool.io.open import open_store
+from lycotool.io.store import TensorStore
+from lycotool.io.tree import TreeTarget, prepare_tree, write_tree
+from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
+from lycotool.lazy import torch
+from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex, Param
+from lycotool.ops._adapter import Adapter, AdapterInput, AdapterModule, is_adapter, open_adapter
+from lycotool.ops._common import (
+    AdapterReport,
+    NoProgress,
+    Progress,
+    WriteOptions,
+    as_bytes,
+    cast_checked,
+    check_suffix,
+    count_labels,
+    default_name,
+    listed,
+    provenance,
+    saved_dtype,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Keys beside a weight that say its stored values are to be multiplied by something.
+_QUANTISATION_KEYS = ("scale_weight", "weight_scale", "weight.absmax", "weight.quant_state")
+
+#: Metadata of the checkpoint that is no longer true once a tensor has changed.
+_STALE_METADATA = frozenset({"modelspec.hash_sha256", MODEL_HASH, LEGACY_HASH})
+
+
+@dataclass(frozen=True, slots=True)
+class BakeResult:
+    """What was written, or would be."""
+
+    output: str
+    checkpoint: str
+    tensors: int
+    changed: int
+    nbytes: int
+    peak_bytes: int
+    adapters: tuple[AdapterReport, ...]
+    warnings: tuple[str, ...]
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Edit:
+    """One module's change to one checkpoint tensor."""
+
+    adapter: Adapter
+    module: AdapterModule
+    part: Literal["weight", "bias"]
+    param: Param
+    strength: float
+
+
+def bake(
+    checkpoint: str,
+    adapters: Sequence[AdapterInput],
+    options: WriteOptions,
+    *,
+    progress: Progress | None = None,
+) -> BakeResult:
+    """Fold ``adapters`` into ``checkpoint``.
+
+    Parameters
+    ----------
+    checkpoint
+        A ``.safetensors`` file, a sharded index, a diffusers folder or ``-``.
+    adapters
+        With their strengths; all refer to the original weights.
+
+    Raises
+    ------
+    IncompatibleError
+        If the checkpoint is an adapter, no module matches, or shapes do not fit.
+    LycotoolError
+        As the readers and writers it uses say.
+    """
+    store = open_store(checkpoint, allow_pickle=options.allow_pickle)
+    if is_adapter(store):
+        raise IncompatibleError(
+            "this is an adapter, `bake` needs a checkpoint to fold adapters into",
+            path=checkpoint,
+            hint="`lycotool merge` adds adapters to an adapter",
+        )
+    opened = [
+        (open_adapter(a.path, reading=options.reading, allow_pickle=options.allow_pickle), a.strength)
+        for a in adapters
+    ]
+    name = options.output or default_name([checkpoint], "-baked" + _ending(store))
+    return fold(store, opened, name, options, command="bake", progress=progress or NoProgress())
+
+
+def fold(
+    store: TensorStore,
+    adapters: Sequence[tuple[Adapter, float]],
+    output: str,
+    options: WriteOptions,
+    *,
+    command: str,
+    progress: Progress,
+) -> BakeResult:
+    """Fold opened adapters into an opened checkpoint; what `bake` and `merge` share."""
+    for adapter, _ in adapters:
+        adapter.require_sound()
+    inputs = [path for source in (store, *(a.store for a, _ in adapters)) for path in source.files]
+    target = _prepare(store, output, inputs, options)
+    index = LayerIndex(store.shapes)
+    edits: dict[str, list[_Edit]] = {}
+    reports = tuple(_match(adapter, strength, index, edits, store) for adapter, strength in adapters)
+    warnings = [warning for a, _ in adapters for warning in a.warnings]
+    warnings += store.warnings
+    warnings += _check_matches(reports, options.strict)
+    if options.strict and warnings:
+        raise IncompatibleError("`--strict` makes warnings errors", details=warnings)
+    _check_editable(store, edits)
+
+    plans = {
+        key: TensorPlan(saved_dtype(options.dtype, entry.info.dtype), entry.info.shape)
+        for key, entry in store.entries.items()
+    }
+    recipe = [{"file": Path(a.path).name, "strength": s} for a, s in adapters]
+    metadata = {k: v for k, v in store.metadata.items() if k not in _STALE_METADATA}
+    metadata |= provenance(command, json.dumps({"base": Path(store.path).name, "adapters": recipe}))
+    hashed = bool(_STALE_METADATA & {MODEL_HASH, LEGACY_HASH} & store.metadata.keys())
+    result = BakeResult(
+        output=output,
+        checkpoint=store.path,
+        tensors=len(plans),
+        changed=len(edits),
+        nbytes=sum(plan.nbytes for plan in plans.values()),
+        peak_bytes=4 * 4 * max(store.info(key).numel for key in edits),
+        adapters=reports,
+        warnings=tuple(warnings),
+        dry_run=options.dry_run,
+    )
+    if options.dry_run:
+        return result
+    device = resolve_device(options.device)
+
+    def produce(key: str) -> Iterable[memoryview]:
+        stored = store.info(key).dtype
+        if key not in edits and plans[key].dtype == stored:
+            return store.chunks(key)
+        tensor = _edited(store, key, edits.get(key, ()), device)
+        return [as_bytes(cast_checked(tensor, plans[key].dtype, path=store.path, key=key))]
+
+    progress.start(command, result.nbytes)
+    if isinstance(target, TreeTarget):
+        write_tree(target, store, plans, produce, advance=progress.advance)
+    else:
+        write_file(target, FilePlan(plans, metadata, hashed), produce, advance=progress.advance)
+    return result
+
+
+def _ending(store: TensorStore) -> str:
+    """A diffusers folder gives a folder, anything else one file."""
+    return "" if store.kind == "diffusers" else ".safetensors"
+
+
+def _prepare(
+    store: TensorStore, output: str, inputs: Sequence[Path], options: WriteOptions
+) -> Path | TreeTarget | None:
+    if store.kind == "diffusers":
+        return prepare_tree(output, Path(store.path), force=options.force)
+    check_suffix(output)
+    if options.dry_run and output == "-":
+        return None
+    return prepare_output(output, inputs=inputs, force=options.force)
+
+
+def _match(
+    adapter: Adapter, strength: float, index: LayerIndex, edits: dict[str, list[_Edit]], store: TensorStore
+) -> AdapterReport:
+    """Find each module's layer, check that it fits, and note the edits.
+
+    Raises
+    ------
+    IncompatibleError
+        Listing every module that does not fit its layer.
+    """
+    unmatched: list[str] = []
+    faults: list[LycotoolError] = []
+    taken: dict[tuple[str, tuple[int, int] | None], str] = {}
+    for module in adapter.modules.values():
+        try:
+            layer = index.find(module.name)
+            if layer is None:
+                unmatched.append(module.name)
+                continue
+            place = (layer.weight.key, layer.weight.rows)
+            if (other := taken.setdefault(place, module.name)) != module.name:
+                raise MismatchError(f"changes the same layer as {other}")
+            _check_shape(module, layer, store.shapes)
+            found = _edits_of(adapter, module, layer, strength)
+        except (AmbiguousNameError, MismatchError) as error:
+            faults.append(IncompatibleError(str(error), path=adapter.path, key=module.name))
+            continue
+        for edit in found:
+            edits.setdefault(edit.param.key, []).append(edit)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise IncompatibleError(
+            f"{len(faults)} modules do not fit {store.path}",
+            path=adapter.path,
+            details=[f"{fault.key}: {fault.message}" for fault in faults],
+        )
+    return AdapterReport(
+        path=adapter.path,
+        strength=strength,
+        modules=len(adapter.modules),
+        matched=len(adapter.modules) - len(unmatched),
+        unmatched=tuple(unmatched),
+        algorithms=count_labels(adapter),
+    )
+
+
+def _check_shape(module: AdapterModule, layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare what the tensors imply with the layer they are for."""
+    layout, sizes, shape = module.detected.layout, module.detected.sizes, layer.weight.shape
+    rows, columns = layout.rows(sizes), layout.columns(sizes)
+    found = (shape[0] if shape else 1, _product(shape[1:]))
+    if rows not in (None, found[0]) or columns not in (None, found[1]):
+        expected = f"{'any' if rows is None else rows}x{'any' if columns is None else columns}"
+        raise MismatchError(
+            f"is made for a {expected} weight, but {layer.weight.key} is "
+            f"{found[0]}x{found[1]} (shape {list(shape)})"
+        )
+
+
+def _product(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def _edits_of(adapter: Adapter, module: AdapterModule, layer: Layer, strength: float) -> list[_Edit]:
+    edits = [_Edit(adapter, module, "weight", layer.weight, strength)]
+    bias_slots = [slot for slot in ("diff_b", "b_norm", "lora_up.bias") if slot in module.keys]
+    if not bias_slots:
+        return edits
+    if layer.bias is not None:
+        return [*edits, _Edit(adapter, module, "bias", layer.bias, strength)]
+    for slot in bias_slots:  # LyCORIS writes zeros for layers without a bias
+        if adapter.store.tensor(module.keys[slot]).float().abs().max() > 0:
+            raise MismatchError(f"{slot} changes a bias, but {layer.path} has none")
+    return edits
+
+
+def _check_matches(reports: Sequence[AdapterReport], strict: bool) -> list[str]:
+    """Zero matches are an error; unmatched modules are one with ``--strict``."""
+    warnings = []
+    for report in reports:
+        if report.matched == 0:
+            raise IncompatibleError(
+                f"0 of {report.modules} modules match a layer of the checkpoint",
+                path=report.path,
+                details=listed(report.unmatched),
+                hint="is the adapter for another model? `lycotool inspect` shows what it was made for",
+            )
+        if report.unmatched:
+            message = f"{len(report.unmatched)} of {report.modules} modules match no layer"
+            if strict:
+                raise IncompatibleError(message, path=report.path, details=report.unmatched)
+            warnings.append(f"{report.path}: {message}: {', '.join(listed(report.unmatched))}")
+    return warnings
+
+
+def _check_editable(store: TensorStore, edits: Mapping[str, object]) -> None:
+    for key in edits:
+        dtype = store.info(key).dtype
+        if dtype not in FLOATING:
+            raise IncompatibleError(
+                f"is stored as {dtype}; a quantised weight cannot be changed exactly",
+                path=store.path,
+                key=key,
+            )
+        stem = key.removesuffix("weight")
+        if dtype.startswith("F8") and any(stem + name in store.entries for name in _QUANTISATION_KEYS):
+            raise IncompatibleError(
+                "is a scaled float8 weight, which is not supported yet", path=store.path, key=key,
+                hint="use the fp16 or bf16 version of this checkpoint",
+            )  # fmt: skip
+
+
+def _edited(store: TensorStore, key: str, edits: Sequence[_Edit], device: torch.device) -> Tensor:
+    """``W + Σ s·ΔW`` of one checkpoint tensor, in float32 (float64 if it is stored so)."""
+    stored = store.tensor(key)
+    if not edits:
+        return stored
+    dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
+    base = stored.to(device=device, dtype=dtype)
+    if not torch.isfinite(base).all():
+        raise BadInputError("the checkpoint's tensor has NaN or infinite values", path=store.path, key=key)
+    keep_base = len(edits) > 1 and any(edit.module.detected.needs_base for edit in edits)
+    total = base.clone() if keep_base else base
+    for edit in edits:
+        change = _change(edit, base, dtype)
+        if change is not None:
+            (total if edit.param.rows is None else total[slice(*edit.param.rows)]).add_(change)
+    return total
+
+
+def _change(edit: _Edit, base: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """One module's change of (its rows of) a weight or bias."""
+    bound = edit.adapter.load(edit.module, base.device, dtype)
+    if edit.part == "bias":
+        return bias_change(edit.module.detected, bound, strength=edit.strength)
+    part = base if edit.param.rows is None else base[slice(*edit.param.rows)]
+    try:
+        return weight_change(edit.module.detected, bound, edit.param.shape, part, strength=edit.strength)
+    except MismatchError as error:
+        raise IncompatibleError(str(error), path=edit.adapter.path, key=edit.module.name) from None

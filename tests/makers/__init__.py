@@ -1,0 +1,1 @@
+"""Programs that write the sample files and build the narrow models of the tests."""
