@@ -9,7 +9,9 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lycotool.errors import BadInputError, IncompatibleError, UnsafeError, UsageError
@@ -68,7 +70,7 @@ def open_store(name: str, *, allow_pickle: bool = False) -> TensorStore:
 def _single(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorStore:
     file = _open_file(path, shown_as=shown_as, allow_pickle=allow_pickle)
     entries = {name: Entry(file, name) for name in file.tensors}
-    return TensorStore(shown_as, "file", entries, file.metadata)
+    return TensorStore(shown_as, "file", entries, file.metadata, opened=(file,))
 
 
 def _open_file(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorFile:
@@ -105,16 +107,12 @@ def _spool_stdin() -> Path:
 
 def _open_folder(folder: Path, *, allow_pickle: bool) -> TensorStore:
     if (folder / "adapter_config.json").is_file():
-        weights = _weights_in(folder, allow_pickle=allow_pickle)
         config = _read_json(folder / "adapter_config.json")
-        return TensorStore(str(folder), "peft", weights.entries, weights.metadata, config)
+        weights = _weights_in(folder, allow_pickle=allow_pickle)
+        return replace(weights, path=str(folder), kind="peft", config=config)
     components = [folder / name for name in _COMPONENTS if (folder / name).is_dir()]
     if components:
-        entries: dict[str, Entry] = {}
-        for component in components:
-            weights = _weights_in(component, allow_pickle=allow_pickle)
-            entries |= {f"{component.name}.{name}": e for name, e in weights.entries.items()}
-        return TensorStore(str(folder), "diffusers", entries, {})
+        return _diffusers(folder, components, allow_pickle=allow_pickle)
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if len(indexes) == 1:
         return _sharded(indexes[0])
@@ -123,6 +121,20 @@ def _open_folder(folder: Path, *, allow_pickle: bool) -> TensorStore:
         path=folder,
         hint="name a .safetensors file, or a folder with model_index.json or adapter_config.json",
     )
+
+
+def _diffusers(folder: Path, components: Sequence[Path], *, allow_pickle: bool) -> TensorStore:
+    entries: dict[str, Entry] = {}
+    opened: list[TensorFile] = []
+    warnings: list[str] = []
+    with ExitStack() as stack:
+        for component in components:
+            weights = stack.enter_context(_weights_in(component, allow_pickle=allow_pickle))
+            entries |= {f"{component.name}.{name}": e for name, e in weights.entries.items()}
+            opened += weights.opened
+            warnings += weights.warnings
+        stack.pop_all()  # the files are the store's from here
+    return TensorStore(str(folder), "diffusers", entries, {}, warnings=tuple(warnings), opened=tuple(opened))
 
 
 def _weights_in(folder: Path, *, allow_pickle: bool) -> TensorStore:
@@ -140,7 +152,28 @@ def _sharded(index: Path) -> TensorStore:
         raise BadInputError("weight_map is missing or is not a map of names to files", path=index)
     if not weight_map:
         raise IncompatibleError("the index lists no tensors", path=index)
-    files = {shard: _open_shard(index, shard) for shard in sorted(set(weight_map.values()))}
+    with ExitStack() as opened:
+        files: dict[str, SafetensorsFile] = {}
+        for shard in sorted(set(weight_map.values())):
+            files[shard] = _open_shard(index, shard)
+            opened.callback(files[shard].close)
+        _check_shards(index, weight_map, files)
+        opened.pop_all()  # the files are the store's from here
+    entries = {name: Entry(files[weight_map[name]], name) for name in sorted(weight_map)}
+    nbytes = sum(entry.info.nbytes for entry in entries.values())
+    about = document.get("metadata")
+    total = about.get("total_size") if isinstance(about, dict) else None
+    warnings = (
+        (f"{index}: total_size is {total}, the tensors have {nbytes} bytes",)
+        if isinstance(total, int) and total != nbytes
+        else ()
+    )
+    shards = tuple(files.values())
+    return TensorStore(str(index), "sharded", entries, shards[0].metadata, warnings=warnings, opened=shards)
+
+
+def _check_shards(index: Path, weight_map: Mapping[str, str], files: Mapping[str, SafetensorsFile]) -> None:
+    """Every tensor in exactly the one shard the index says."""
     faults = [
         f"{name}: not in {shard}, where the index says it is"
         for name, shard in weight_map.items()
@@ -155,17 +188,6 @@ def _sharded(index: Path) -> TensorStore:
     ]
     if faults:
         raise BadInputError("index and shards disagree", path=index, details=faults)
-    entries = {name: Entry(files[weight_map[name]], name) for name in sorted(weight_map)}
-    nbytes = sum(entry.info.nbytes for entry in entries.values())
-    about = document.get("metadata")
-    total = about.get("total_size") if isinstance(about, dict) else None
-    warnings = (
-        (f"{index}: total_size is {total}, the tensors have {nbytes} bytes",)
-        if isinstance(total, int) and total != nbytes
-        else ()
-    )
-    first = next(iter(files.values()))
-    return TensorStore(str(index), "sharded", entries, first.metadata, warnings=warnings)
 
 
 def _open_shard(index: Path, shard: str) -> SafetensorsFile:

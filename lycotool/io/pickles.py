@@ -51,6 +51,9 @@ class PickleFile:
         """Fill ``buffer`` with the tensor's bytes."""
         buffer[:] = self._bytes(name)
 
+    def close(self) -> None:
+        """Nothing is open: the tensors are in memory."""
+
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the tensor's bytes."""
         if self.tensors[name].nbytes:

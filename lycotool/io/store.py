@@ -36,6 +36,9 @@ class TensorFile(Protocol):
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the tensor's bytes in pieces."""
 
+    def close(self) -> None:
+        """Let go of the file."""
+
 
 class SafetensorsFile:
     """An open safetensors file.
@@ -50,8 +53,12 @@ class SafetensorsFile:
         self.path = path
         self._shown_as = shown_as or str(path)
         self._file = path.open("rb", buffering=0)
-        self.size = os.fstat(self._file.fileno()).st_size
-        header = read_header(self._file, self.size, self._shown_as)
+        try:
+            self.size = os.fstat(self._file.fileno()).st_size
+            header = read_header(self._file, self.size, self._shown_as)
+        except BaseException:
+            self._file.close()
+            raise
         self.tensors = header.tensors
         self.metadata = header.metadata
         self.data_start = header.data_start
@@ -110,6 +117,8 @@ class Entry:
 class TensorStore:
     """Named tensors from one file, a sharded index, a diffusers folder or a PEFT folder.
 
+    A context manager: leaving it closes the files.
+
     Attributes
     ----------
     path
@@ -121,6 +130,10 @@ class TensorStore:
         (``unet.down_blocks…``).
     config
         ``adapter_config.json`` of a PEFT folder, else empty.
+    warnings
+        What was odd about the files.
+    opened
+        The files to close.
     """
 
     path: str
@@ -129,6 +142,14 @@ class TensorStore:
     metadata: Mapping[str, str]
     config: Mapping[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    opened: tuple[TensorFile, ...] = ()
+
+    def __enter__(self) -> TensorStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self.opened:
+            file.close()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

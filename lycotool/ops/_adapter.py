@@ -12,10 +12,9 @@ from lycotool.algorithms import SLOT_NAMES
 from lycotool.algorithms.base import DEFAULT_READING, Bound, Dims, MismatchError, Reading
 from lycotool.algorithms.detection import Detected, detect
 from lycotool.errors import BadInputError, IncompatibleError, LycotoolError, NumericError
-from lycotool.formats.keys import AdapterKeys, ModuleKeys, dialects, parse_keys
+from lycotool.formats.keys import AdapterKeys, ModuleKeys, parse_keys
 from lycotool.formats.scales import PeftScales, scales_from_metadata
 from lycotool.io.dtypes import FLOATING
-from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
 from lycotool.lazy import torch
 
@@ -55,7 +54,9 @@ class Adapter:
         What is wrong with single modules. `inspect` shows them; every command that
         computes calls :meth:`require_sound` first.
     warnings
-        What is left aside, and why.
+        What is left aside, and why; ``--strict`` makes these errors.
+    notes
+        What is read in one of several possible ways.
     """
 
     store: TensorStore
@@ -64,6 +65,7 @@ class Adapter:
     reading: Reading
     faults: tuple[LycotoolError, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def path(self) -> str:
@@ -115,11 +117,6 @@ class Adapter:
         return Bound(tensors, module.detected.layout, module.detected.sizes, module.dims, self.reading)
 
 
-def open_adapter(name: str, *, reading: Reading = DEFAULT_READING, allow_pickle: bool = False) -> Adapter:
-    """Open an adapter file or PEFT folder by the name a user gave; see :func:`read_adapter`."""
-    return read_adapter(open_store(name, allow_pickle=allow_pickle), reading=reading)
-
-
 def read_adapter(store: TensorStore, *, reading: Reading = DEFAULT_READING) -> Adapter:
     """Recognise every module of an open file, without torch.
 
@@ -141,7 +138,6 @@ def read_adapter(store: TensorStore, *, reading: Reading = DEFAULT_READING) -> A
     hint = algorithm_in_metadata(store.metadata)
     modules: dict[str, AdapterModule] = {}
     faults: list[LycotoolError] = []
-    warnings: list[str] = []
     for module in keys.modules.values():
         try:
             modules[module.name] = _recognise(store, module, scales, reading, hint)
@@ -149,9 +145,9 @@ def read_adapter(store: TensorStore, *, reading: Reading = DEFAULT_READING) -> A
             faults.append(BadInputError(str(error), path=store.path, key=module.name))
         except LycotoolError as error:
             faults.append(error)
-    warnings += store.warnings
-    warnings += _asides(store, keys, modules, scales)
-    return Adapter(store, keys, modules, reading, tuple(faults), tuple(warnings))
+    warnings = (*store.warnings, *_left_aside(store, keys, modules))
+    notes = tuple(_readings(store, keys, modules, scales))
+    return Adapter(store, keys, modules, reading, tuple(faults), warnings, notes)
 
 
 def is_adapter(store: TensorStore) -> bool:
@@ -219,39 +215,48 @@ def _check_dtype(store: TensorStore, slot: str, key: str) -> None:
     )
 
 
-def _asides(
+def _left_aside(store: TensorStore, keys: AdapterKeys, modules: Mapping[str, AdapterModule]) -> list[str]:
+    """Warnings on everything that has no part in the result."""
+    path = store.path
+    warnings = [f"{path}: {key}: unknown tensor, left aside" for key in keys.unknown]
+    warnings += [f"{path}: {key}: alpha without a module, left aside" for key in keys.orphans]
+    if keys.embeddings:
+        warnings.append(
+            f"{path}: {len(keys.embeddings)} tensors of packed embeddings (bundle_emb) are no modules"
+        )
+    unused = _group(
+        (slot.unused, module.name)
+        for module in modules.values()
+        for slot in module.detected.layout.slots
+        if slot.unused and slot.name in module.keys
+    )
+    warnings += [f"{path}: {_first_of(names)}: left aside: {reason}" for reason, names in unused.items()]
+    return warnings
+
+
+def _readings(
     store: TensorStore,
     keys: AdapterKeys,
     modules: Mapping[str, AdapterModule],
     scales: Mapping[str, PeftScales],
 ) -> list[str]:
-    """Warnings on everything that has no part in the result, or is read in a contested way."""
-    warnings = [f"{store.path}: {key}: unknown tensor, left aside" for key in keys.unknown]
-    warnings += [f"{store.path}: {key}: alpha without a module, left aside" for key in keys.orphans]
-    if keys.embeddings:
-        warnings.append(f"{store.path}: {len(keys.embeddings)} tensors of packed embeddings (bundle_emb) are no modules")  # fmt: skip
+    """Notes on what is read in one of several possible ways."""
+    notes = []
     if len(keys.spellings) > 1:
-        warnings.append(f"{store.path}: mixes the key names of " + " and ".join(sorted(keys.spellings)))
-    for reason, names in _group(
-        (slot.unused, module.name)
-        for module in modules.values()
-        for slot in module.detected.layout.slots
-        if slot.unused and slot.name in module.keys
-    ).items():
-        warnings.append(f"{store.path}: {names[0]}{_and_more(names)}: left aside: {reason}")
-    lora_like = [m for m in modules.values() if m.dims.rank is not None]
-    zero = [m.name for m in lora_like if m.dims.alpha == 0]
+        notes.append(f"{store.path}: mixes the key names of " + " and ".join(sorted(keys.spellings)))
+    ranked = [module for module in modules.values() if module.dims.rank is not None]
+    zero = [module.name for module in ranked if module.dims.alpha == 0]
     if zero:
-        warnings.append(
-            f"{store.path}: {zero[0]}{_and_more(zero)}: alpha 0 is read as no change"
+        notes.append(
+            f"{store.path}: {_first_of(zero)}: alpha 0 is read as no change"
             " (`--alpha-zero rank` reads it as the rank)"
         )
-    missing = [m.name for m in lora_like if m.dims.alpha is None]
+    missing = [module.name for module in ranked if module.dims.alpha is None]
     if missing and keys.spelling == "kohya":
-        warnings.append(f"{store.path}: {missing[0]}{_and_more(missing)}: alpha is missing, read as the rank")
+        notes.append(f"{store.path}: {_first_of(missing)}: alpha is missing, read as the rank")
     if any(configured.modifies_base for configured in scales.values()):
-        warnings.append(f"{store.path}: its initialisation changed the base weights; it fits only those")
-    return warnings
+        notes.append(f"{store.path}: its initialisation changed the base weights; it fits only those")
+    return notes
 
 
 def _group(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -263,10 +268,5 @@ def _group(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return grouped
 
 
-def _and_more(names: Sequence[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def adapter_dialect(adapter: Adapter) -> str:
-    """The commonest dialect of a file's module names."""
-    return next(iter(dialects(adapter.keys)), "none")
+def _first_of(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")

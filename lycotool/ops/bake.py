@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +26,7 @@ from lycotool.io.tree import TreeTarget, prepare_tree, write_tree
 from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
 from lycotool.lazy import torch
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex, Param
-from lycotool.ops._adapter import Adapter, AdapterInput, AdapterModule, is_adapter, open_adapter
+from lycotool.ops._adapter import Adapter, AdapterInput, AdapterModule, is_adapter, read_adapter
 from lycotool.ops._common import (
     AdapterReport,
     NoProgress,
@@ -100,19 +101,28 @@ def bake(
     LycotoolError
         As the readers and writers it uses say.
     """
-    store = open_store(checkpoint, allow_pickle=options.allow_pickle)
-    if is_adapter(store):
-        raise IncompatibleError(
-            "this is an adapter, `bake` needs a checkpoint to fold adapters into",
-            path=checkpoint,
-            hint="`lycotool merge` adds adapters to an adapter",
-        )
-    opened = [
-        (open_adapter(a.path, reading=options.reading, allow_pickle=options.allow_pickle), a.strength)
-        for a in adapters
-    ]
-    name = options.output or default_name([checkpoint], "-baked" + _ending(store))
-    return fold(store, opened, name, options, command="bake", progress=progress or NoProgress())
+    with ExitStack() as files:
+        store = files.enter_context(open_store(checkpoint, allow_pickle=options.allow_pickle))
+        if is_adapter(store):
+            raise IncompatibleError(
+                "this is an adapter, `bake` needs a checkpoint to fold adapters into",
+                path=checkpoint,
+                hint="`lycotool merge` adds adapters to an adapter",
+            )
+        opened = open_adapters(adapters, options, files)
+        name = options.output or default_name([checkpoint], "-baked" + _ending(store))
+        return fold(store, opened, name, options, command="bake", progress=progress or NoProgress())
+
+
+def open_adapters(
+    adapters: Sequence[AdapterInput], options: WriteOptions, files: ExitStack
+) -> list[tuple[Adapter, float]]:
+    """Open adapters for as long as ``files`` is; each with its strength."""
+    opened = []
+    for named in adapters:
+        store = files.enter_context(open_store(named.path, allow_pickle=options.allow_pickle))
+        opened.append((read_adapter(store, reading=options.reading), named.strength))
+    return opened
 
 
 def fold(
@@ -137,6 +147,7 @@ def fold(
     warnings += _check_matches(reports, options.strict)
     if options.strict and warnings:
         raise IncompatibleError("`--strict` makes warnings errors", details=warnings)
+    warnings += [note for a, _ in adapters for note in a.notes]
     _check_editable(store, edits)
 
     plans = {

@@ -110,9 +110,8 @@ def inspect(name: str, *, allow_pickle: bool = False) -> InspectReport:
     LycotoolError
         If the file cannot be read. Faults of single modules are part of the report.
     """
-    store = open_store(name, allow_pickle=allow_pickle)
-    adapter = read_adapter(store) if is_adapter(store) else None
-    return _report(store, adapter)
+    with open_store(name, allow_pickle=allow_pickle) as store:
+        return _report(store, read_adapter(store) if is_adapter(store) else None)
 
 
 def expand(names: Iterable[str]) -> list[str]:
@@ -164,7 +163,7 @@ def _report(store: TensorStore, adapter: Adapter | None) -> InspectReport:
         modules=[_module_row(m, store) for m in adapter.modules.values()] if adapter else [],
         metadata=metadata,
         metadata_summary={key: metadata[key] for key in _SUMMARY_KEYS if key in metadata},
-        warnings=list(adapter.warnings if adapter else store.warnings),
+        warnings=[*adapter.warnings, *adapter.notes] if adapter else list(store.warnings),
         faults=[_fault_text(fault) for fault in adapter.faults] if adapter else [],
     )
 

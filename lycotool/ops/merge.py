@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -37,7 +38,7 @@ from lycotool.lazy import torch
 from lycotool.linalg.low_rank import concat
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex
 from lycotool.models.naming import unet_kernel
-from lycotool.ops._adapter import Adapter, AdapterInput, AdapterModule, is_adapter, open_adapter, read_adapter
+from lycotool.ops._adapter import Adapter, AdapterInput, AdapterModule, is_adapter, read_adapter
 from lycotool.ops._common import (
     AdapterReport,
     NoProgress,
@@ -53,7 +54,7 @@ from lycotool.ops._common import (
     saved_dtype,
 )
 from lycotool.ops._naming import NamingStyle, places
-from lycotool.ops.bake import BakeResult, fold
+from lycotool.ops.bake import BakeResult, fold, open_adapters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,26 +124,26 @@ def merge(
         If nothing matches, shapes differ, or an algorithm needs a base that is not given.
     """
     progress = progress or NoProgress()
-    store = open_store(base.path, allow_pickle=options.allow_pickle)
-    opened = [
-        (open_adapter(a.path, reading=options.reading, allow_pickle=options.allow_pickle), a.strength)
-        for a in adapters
-    ]
-    into_adapter = is_adapter(store)
-    if into_adapter:
-        opened.insert(0, (read_adapter(store, reading=options.reading), base.strength))
-    elif base.strength != 1.0:
-        raise UsageError("a checkpoint takes no strength", path=base.path)
-    for adapter, _ in opened:
-        adapter.require_sound()
-        if not options.rebuild:
-            _obey_rules(adapter)
-    name = options.output or default_name(
-        [base.path, *(a.path for a in adapters)], "" if store.kind == "diffusers" else ".safetensors"
-    )
-    if not into_adapter:
-        return fold(store, opened, name, options, command="merge", progress=progress)
-    return _merge_adapters(opened, name, options, progress)
+    with ExitStack() as files:
+        store = files.enter_context(open_store(base.path, allow_pickle=options.allow_pickle))
+        opened = open_adapters(adapters, options, files)
+        into_adapter = is_adapter(store)
+        if into_adapter:
+            opened.insert(0, (read_adapter(store, reading=options.reading), base.strength))
+        elif base.strength != 1.0:
+            raise UsageError("a checkpoint takes no strength", path=base.path)
+        for adapter, _ in opened:
+            adapter.require_sound()
+            if not options.rebuild:
+                _obey_rules(adapter)
+        ending = "" if store.kind == "diffusers" else ".safetensors"
+        name = options.output or default_name([base.path, *(a.path for a in adapters)], ending)
+        if not into_adapter:
+            return fold(store, opened, name, options, command="merge", progress=progress)
+        base_store = None
+        if options.base is not None:
+            base_store = files.enter_context(open_store(options.base, allow_pickle=options.allow_pickle))
+        return _merge_adapters(opened, base_store, name, options, progress)
 
 
 def _obey_rules(adapter: Adapter) -> None:
@@ -173,12 +174,13 @@ def _obey_rules(adapter: Adapter) -> None:
 
 
 def _merge_adapters(
-    adapters: Sequence[tuple[Adapter, float]], output: str, options: MergeOptions, progress: Progress
+    adapters: Sequence[tuple[Adapter, float]],
+    base_store: TensorStore | None,
+    output: str,
+    options: MergeOptions,
+    progress: Progress,
 ) -> AdapterMergeResult:
     check_suffix(output)
-    base_store = None
-    if options.base is not None:
-        base_store = open_store(options.base, allow_pickle=options.allow_pickle)
     sources = [*(a.store for a, _ in adapters), *([base_store] if base_store else [])]
     inputs = [path for source in sources for path in source.files]
     target = (
@@ -189,6 +191,7 @@ def _merge_adapters(
     warnings = [warning for adapter, _ in adapters for warning in adapter.warnings]
     if options.strict and warnings:
         raise IncompatibleError("`--strict` makes warnings errors", details=warnings)
+    warnings += [note for adapter, _ in adapters for note in adapter.notes]
 
     groups = _group(adapters)
     merger = _Merger(options, base_store)

@@ -1,0 +1,181 @@
+"""What only a real process shows: imports, pipes, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import DATA, lora, read, write
+from safetensors.torch import load
+
+LYCOTOOL = [sys.executable, "-m", "lycotool"]
+
+
+def process(
+    *arguments: object, cwd: Path, input: bytes | None = None, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*LYCOTOOL, *map(str, arguments)],
+        cwd=cwd,
+        input=input,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+#: Imports a command, runs it, and says which of the heavy packages came along.
+_SPY = """
+import sys
+from lycotool.cli import app
+try:
+    app(sys.argv[1:], standalone_mode=True)
+except SystemExit as end:
+    code = end.code
+heavy = {"torch", "numpy", "scipy", "safetensors"} & set(sys.modules)
+print("heavy:", sorted(heavy), "code:", code, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("--version",),
+        ("merge", "--help"),
+        ("bake", "--help"),
+        ("inspect", "--help"),
+        ("inspect", str(DATA / "loha.safetensors"), "--modules", "--metadata"),
+        ("inspect", str(DATA / "base.safetensors"), "--json"),
+        ("inspect", str(DATA / "peft_lora")),
+    ],
+    ids=lambda arguments: " ".join(Path(a).name for a in arguments),
+)
+def test_no_heavy_import(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", _SPY, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert found.stderr.splitlines()[-1] == "heavy: [] code: 0"
+
+
+def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:
+    environment = {"_LYCOTOOL_COMPLETE": "complete_bash", "COMP_WORDS": "lycotool me", "COMP_CWORD": "1"}
+    spy = _SPY.replace("app(sys.argv[1:], standalone_mode=True)", "app(prog_name='lycotool')")
+    found = subprocess.run(
+        [sys.executable, "-c", spy],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert "merge" in found.stdout
+    assert found.stderr.splitlines()[-1].startswith("heavy: []")
+
+
+def test_pipe_in_and_out(tmp_path: Path) -> None:
+    write(tmp_path / "b.safetensors", lora())
+    adapter = write(tmp_path / "a.safetensors", lora()).read_bytes()
+    found = process("merge", "-", "b.safetensors", "-o", "-", cwd=tmp_path, input=adapter)
+    assert found.returncode == 0, found.stderr
+    assert load(found.stdout)["lora_unet_down_a.lora_down.weight"].shape == (4, 5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_path_on_stdout_feeds_the_next_command(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", lora())
+    script = "out=$(lycotool merge a.safetensors a.safetensors:0.5 -q -o 'two words.safetensors') && lycotool inspect \"$out\""
+    script = script.replace("lycotool ", f"{sys.executable} -m lycotool ")
+    found = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "two words.safetensors" in found.stdout
+
+
+def test_stdin_that_is_no_safetensors(tmp_path: Path) -> None:
+    found = process("inspect", "-", cwd=tmp_path, input=b"not a model")
+    assert found.returncode == 3
+    assert b"Traceback" not in found.stderr
+
+
+def test_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    script = f"{sys.executable} -m lycotool inspect --modules {DATA / 'loha.safetensors'} | head -1"
+    found = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.stderr == ""
+    assert len(found.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_during_the_write_leaves_nothing(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    """A checkpoint large enough to be interrupted, and a FIFO to know when work has begun."""
+    layers = {f"unet.l{i}.weight": torch.zeros(1024, 1024) for i in range(48)}
+    write(tmp_path / "base.safetensors", layers)
+    adapter: dict[str, torch.Tensor] = {}
+    for i in range(48):
+        adapter |= lora(f"lora_unet_l{i}", out=1024, width=1024, rank=256)
+    write(tmp_path / "a.safetensors", adapter)
+    (tmp_path / "out.safetensors").write_bytes(b"old")
+    before = {
+        p.name: p.read_bytes() if p.name.startswith("out") else p.stat().st_size for p in tmp_path.iterdir()
+    }
+    child = subprocess.Popen(
+        [*LYCOTOOL, "bake", "base.safetensors", "a.safetensors", "-o", "out.safetensors", "--force"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while child.poll() is None and not writes_here(child.pid, tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    child.send_signal(number)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == code, stderr
+    assert b"interrupted" in stderr
+    after = {
+        p.name: p.read_bytes() if p.name.startswith("out") else p.stat().st_size for p in tmp_path.iterdir()
+    }
+    assert after == before
+
+
+def writes_here(pid: int, folder: Path) -> bool:
+    """Whether a process has a file open for writing in a folder (named or not)."""
+    try:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            target = str(descriptor.readlink())
+            if target.startswith(str(folder)) and ("#" in target or ".lycotool-" in target):
+                return True
+    except OSError:
+        return False
+    return False
+
+
+def test_no_space_is_exit_7(tmp_path: Path) -> None:
+    """A file-size limit stands in for a full disk."""
+    write(tmp_path / "base.safetensors", {"unet.a.weight": torch.zeros(512, 512)})
+    write(tmp_path / "a.safetensors", lora("lora_unet_a", out=512, width=512))
+    script = (
+        f"ulimit -f 64; {sys.executable} -m lycotool bake base.safetensors a.safetensors -o out.safetensors"
+    )
+    found = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 7, found.stderr
+    assert "too large" in found.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "base.safetensors"]
+
+
+def test_python_m_and_console_script_agree(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("lycotool")
+    found = subprocess.run([script, "--version"], cwd=tmp_path, capture_output=True, check=False)
+    assert found.stdout == process("--version", cwd=tmp_path).stdout
+
+
+def test_written_file_reads_back(tmp_path: Path) -> None:
+    found = process("merge", DATA / "base.safetensors", DATA / "lora.safetensors", cwd=tmp_path)
+    assert found.stdout == b"base+lora.safetensors\n"
+    assert len(read(tmp_path / "base+lora.safetensors")) == 1145
