@@ -154,7 +154,7 @@ def weight_change(
     """
     inner = detected.algorithm.delta(module, shape, base)
     if detected.dora_slot is None or detected.dora_axis is None:
-        return strength * inner
+        return inner if strength == 1.0 else strength * inner
     if base is None:
         raise ValueError("DoRA needs the base weight")
     return dora.delta(

@@ -76,6 +76,8 @@ def _layers_at(key: str, shapes: Mapping[str, Shape]) -> list[Layer]:
         return _fused_attention(key, shapes)
     if key.endswith((".bias", ".in_proj_bias")):
         return []
+    if key.endswith(".text_projection"):
+        return []  # OpenCLIP stores the transpose of what adapters call text_projection
     path = key.removesuffix(".weight")
     bias_key = f"{path}.bias"
     bias = Param(bias_key, shapes[bias_key]) if bias_key in shapes and key != path else None

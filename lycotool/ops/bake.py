@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from lycotool.algorithms.base import MismatchError
 from lycotool.algorithms.detection import bias_change, weight_change
 from lycotool.devices import resolve_device
-from lycotool.errors import BadInputError, IncompatibleError, LycotoolError
+from lycotool.errors import IncompatibleError, LycotoolError
 from lycotool.io.dtypes import FLOATING
 from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH
 from lycotool.io.open import open_store
@@ -327,8 +327,6 @@ def _edited(store: TensorStore, key: str, edits: Sequence[_Edit], device: torch.
         return stored
     dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
     base = stored.to(device=device, dtype=dtype)
-    if not torch.isfinite(base).all():
-        raise BadInputError("the checkpoint's tensor has NaN or infinite values", path=store.path, key=key)
     keep_base = len(edits) > 1 and any(edit.module.detected.needs_base for edit in edits)
     total = base.clone() if keep_base else base
     for edit in edits:

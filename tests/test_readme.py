@@ -1,0 +1,28 @@
+"""What the README says of the registry is what the registry says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lycotool.algorithms import ALGORITHMS, dora
+from lycotool.algorithms.base import Algorithm
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def yes(allowed: bool) -> str:
+    return "yes" if allowed else "no"
+
+
+def row(algorithm: Algorithm) -> str:
+    has_cp = any(layout.use_conv_cp for layout in algorithm.layouts)
+    cp = yes((algorithm.merge_conv_cp or algorithm.merge).allowed) if has_cp else "–"
+    return f"| {algorithm.name} | {yes(algorithm.merge.allowed)} | {cp} | {yes(algorithm.resize.allowed)} |"
+
+
+def test_rules_table() -> None:
+    text = README.read_text(encoding="utf-8")
+    table = text.split("<!-- table: rules -->")[1].split("<!-- end -->")[0].strip().splitlines()
+    refused = yes(dora.MERGE_RULE.allowed)
+    last = f"| anything with DoRA | {refused} | {refused} | {yes(dora.RESIZE_RULE.allowed)} |"
+    assert table[2:] == [*(row(algorithm) for algorithm in ALGORITHMS), last]
