@@ -270,6 +270,8 @@ class Algorithm:
     factors
         Exact low-rank factors of ΔW, scale inside; absent when there are none without the
         base. May return None for a module that has none (a sparse part).
+    kronecker_parts
+        For a change that is a Kronecker product: its two parts, scale in the first.
     concat
         Exact sum of modules of one layout in the same layout, from ``(bound, weight)``
         pairs, for algorithms whose structure is closed under addition. Returns None for
@@ -293,6 +295,7 @@ class Algorithm:
     needs_base: bool = False
     bias_delta: Callable[[Bound], torch.Tensor | None] | None = None
     factors: Callable[[Bound], LowRank | None] | None = None
+    kronecker_parts: Callable[[Bound], tuple[LowRank, LowRank]] | None = None
     concat: Callable[[list[tuple[Bound, float]]], dict[str, torch.Tensor] | None] | None = None
     allows_dora: bool = False
     merge_conv_cp: Rule | None = None

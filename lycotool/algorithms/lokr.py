@@ -102,21 +102,26 @@ def factors(module: Bound) -> LowRank:
     ``min(a, c)`` (or the stored rank of w1) times ``min(b, d·kernel)`` (or that of w2).
     The CP form keeps its core: ``I ⊗ t2``.
     """
-    if "lokr_w1" in module:
-        left1, right1 = low_rank_split(_first(module))
-    else:
-        left1, right1 = module["lokr_w1_a"] * module.dims.scale, module["lokr_w1_b"]
-    second = _second(module)
-    if second is None:
-        left2, right2 = low_rank_split(module["lokr_w2"].flatten(1))
-        second = LowRank(left2, right2)
-    up = torch.kron(left1.contiguous(), second.up.contiguous())
-    down = torch.kron(right1.contiguous(), second.down.contiguous())
+    first, second = kronecker_parts(module)
+    up = torch.kron(first.up.contiguous(), second.up.contiguous())
+    down = torch.kron(first.down.contiguous(), second.down.contiguous())
     if second.core is None:
         return LowRank(up, down)
-    identity = torch.eye(right1.shape[0], dtype=up.dtype, device=up.device)
+    identity = torch.eye(first.rank, dtype=up.dtype, device=up.device)
     core = torch.einsum("ab, pq... -> apbq...", identity, second.core)
     return LowRank(up, down, core.flatten(2, 3).flatten(0, 1))
+
+
+def kronecker_parts(module: Bound) -> tuple[LowRank, LowRank]:
+    """``c · w1`` and ``w2`` as factored matrices ``(a, c)`` and ``(b, d·kernel)``."""
+    if "lokr_w1" in module:
+        first = LowRank(*low_rank_split(_first(module)))
+    else:
+        first = LowRank(module["lokr_w1_a"] * module.dims.scale, module["lokr_w1_b"])
+    second = _second(module)
+    if second is None:
+        second = LowRank(*low_rank_split(module["lokr_w2"].flatten(1)))
+    return first, second
 
 
 _REFUSAL = Rule(
@@ -133,6 +138,7 @@ LOKR = Algorithm(
     dims=dims,
     delta=delta,
     factors=factors,
+    kronecker_parts=kronecker_parts,
     allows_dora=True,
     merge=_REFUSAL,
     resize=Rule(

@@ -57,6 +57,14 @@ class LowRank:
         down = torch.einsum("pqk, qi -> pik", core, self.down)
         return LowRank(self.up, down.reshape(self.rank, -1))
 
+    def padded(self, rank: int) -> LowRank:
+        """The same change with zero columns and rows up to ``rank`` (no core)."""
+        missing = rank - self.rank
+        if missing <= 0:
+            return self
+        up = torch.cat([self.up, self.up.new_zeros(self.up.shape[0], missing)], dim=1)
+        return LowRank(up, torch.cat([self.down, self.down.new_zeros(missing, self.down.shape[1])]))
+
     def dense(self) -> Tensor:
         """``(out, in·kernel)``."""
         plain = self.folded()

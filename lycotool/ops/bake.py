@@ -41,15 +41,13 @@ from lycotool.ops._common import (
     provenance,
     saved_dtype,
 )
+from lycotool.ops._render import STALE_METADATA
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: Keys beside a weight that say its stored values are to be multiplied by something.
 _QUANTISATION_KEYS = ("scale_weight", "weight_scale", "weight.absmax", "weight.quant_state")
-
-#: Metadata of the checkpoint that is no longer true once a tensor has changed.
-_STALE_METADATA = frozenset({"modelspec.hash_sha256", MODEL_HASH, LEGACY_HASH})
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +153,9 @@ def fold(
         for key, entry in store.entries.items()
     }
     recipe = [{"file": Path(a.path).name, "strength": s} for a, s in adapters]
-    metadata = {k: v for k, v in store.metadata.items() if k not in _STALE_METADATA}
+    metadata = {k: v for k, v in store.metadata.items() if k not in STALE_METADATA}
     metadata |= provenance(command, json.dumps({"base": Path(store.path).name, "adapters": recipe}))
-    hashed = bool(_STALE_METADATA & {MODEL_HASH, LEGACY_HASH} & store.metadata.keys())
+    hashed = bool({MODEL_HASH, LEGACY_HASH} & store.metadata.keys())
     result = BakeResult(
         output=output,
         checkpoint=store.path,

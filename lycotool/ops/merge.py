@@ -28,16 +28,13 @@ from lycotool.algorithms.detection import bias_change, weight_change
 from lycotool.devices import resolve_device
 from lycotool.errors import IncompatibleError, RefusedError, UsageError
 from lycotool.formats.keys import SPELLED
-from lycotool.io.dtypes import FLOATING, from_torch
-from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH
-from lycotool.io.header import DTYPE_BITS
+from lycotool.io.dtypes import from_torch
 from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
 from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
 from lycotool.lazy import torch
 from lycotool.linalg.low_rank import concat
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex
-from lycotool.models.naming import unet_kernel
 from lycotool.ops._adapter import Adapter, AdapterInput, AdapterModule, is_adapter, read_adapter
 from lycotool.ops._common import (
     AdapterReport,
@@ -54,6 +51,16 @@ from lycotool.ops._common import (
     saved_dtype,
 )
 from lycotool.ops._naming import NamingStyle, places
+from lycotool.ops._render import (
+    STALE_METADATA,
+    alpha_tensor,
+    common_dtype,
+    kept_form,
+    kernel_of,
+    network_arguments,
+    outline,
+    without_alpha,
+)
 from lycotool.ops.bake import BakeResult, fold, open_adapters
 
 if TYPE_CHECKING:
@@ -207,7 +214,7 @@ def _merge_adapters(
         name = style.rename(parts[0].module.name, path=parts[0].adapter.path)
         slots = result.slots
         if spelling != "kohya" and "lora_up.weight" in slots:
-            slots = _without_alpha(slots)
+            slots = without_alpha(slots)
         for slot, tensor in slots.items():
             key = f"{name}.{SPELLED[spelling].get(slot, slot)}"
             if key in tensors:
@@ -281,7 +288,7 @@ class _Merger:
         faults: list[str] = []
         baseless: list[str] = []
         for parts in groups.values():
-            sizes = {_outline(part.module) for part in parts}
+            sizes = {outline(part.module) for part in parts}
             for axis, name in enumerate(("rows", "columns")):
                 found = {size[axis] for size in sizes if size[axis] is not None}
                 if len(found) > 1:
@@ -300,7 +307,7 @@ class _Merger:
 
     def merge(self, place: tuple[str, str], parts: Sequence[_Part]) -> _Merged:
         """``Σ weight · ΔW`` as one module."""
-        dtype = saved_dtype(self._options.dtype, _common_dtype(parts))
+        dtype = saved_dtype(self._options.dtype, common_dtype((p.adapter, p.module) for p in parts))
         if len(parts) == 1 and _keeps_form(parts[0]):
             return self._kept(parts[0])
         bounds = [
@@ -319,28 +326,9 @@ class _Merger:
 
     def _kept(self, part: _Part) -> _Merged:
         """One adapter's module in its own form, its weight folded into one factor."""
-        module, store = part.module, part.adapter.store
-        linear = set(module.detected.layout.linear_in)
-        # A scale from outside the file (PEFT's config) has to enter the tensors where no
-        # alpha can carry it.
-        factor = part.weight * (module.dims.scale if module.dims.rank is None else 1.0)
-        slots: dict[str, Tensor] = {}
-        part.adapter.load(module, self._device, torch.float32)  # refuses NaN and Inf
-        for slot in module.detected.layout.slots:
-            if slot.name in module.keys and not slot.unused:
-                key = module.keys[slot.name]
-                tensor = store.tensor(key)
-                if factor != 1.0 and slot.name in linear:
-                    tensor = tensor.float() * factor
-                slots[slot.name] = self._cast(tensor, store.info(key).dtype, key)
-        if module.detected.dora_slot is not None:
-            key = module.keys[module.detected.dora_slot]
-            slots[module.detected.dora_slot] = self._cast(store.tensor(key), store.info(key).dtype, key)
-        dims = module.dims
-        if dims.rank is not None and (dims.alpha is None or self._options.reading.dylora_block_size != 1
-                                      or dims.alpha == 0):  # fmt: skip
-            slots["alpha"] = _alpha(dims.scale * dims.rank, slots)
-        return _Merged(slots, module.detected.label, dims.rank)
+        part.adapter.load(part.module, self._device, torch.float32)  # refuses NaN and Inf
+        slots = kept_form(part.adapter, part.module, weight=part.weight, save=self._cast)
+        return _Merged(slots, part.module.detected.label, part.module.dims.rank)
 
     def _closed(
         self, parts: Sequence[_Part], bounds: list[tuple[Bound, float]], dtype: str
@@ -417,7 +405,7 @@ class _Merger:
         rank = None
         if "alpha" in slots:
             rank = int(slots["alpha"].item())
-            saved["alpha"] = _alpha(float(rank), saved)
+            saved["alpha"] = alpha_tensor(float(rank), saved)
         return _Merged(saved, label, rank)
 
     def _cast(self, tensor: Tensor, stored: str, key: str) -> Tensor:
@@ -457,33 +445,17 @@ class _Merger:
             if isinstance(rest := sizes.get("rest"), tuple) and isinstance(out := sizes["out"], int):
                 return (out, *rest)
         rows, columns = (
-            next((size for part in parts if (size := _outline(part.module)[axis]) is not None), None)
+            next((size for part in parts if (size := outline(part.module)[axis]) is not None), None)
             for axis in (0, 1)
         )
         if rows is None or columns is None:
             raise IncompatibleError(
                 "the adapters do not tell the layer's shape", key=parts[0].module.name, hint="add `--base`"
             )
-        kernel = self._kernel(place, parts)
+        kernel = kernel_of(place, [part.module for part in parts])
         if columns % math.prod(kernel):
             kernel = ()
         return (rows, columns // math.prod(kernel), *kernel)
-
-    def _kernel(self, place: tuple[str, str], parts: Sequence[_Part]) -> Shape:
-        """The layer's kernel; LoHa and LoKr may store convolutions flattened."""
-        for part in parts:
-            kernel = part.module.detected.sizes.get("kernel")
-            if isinstance(kernel, tuple) and kernel:
-                return kernel
-        if any(part.module.detected.algorithm.name == "lora" for part in parts):
-            return ()
-        return unet_kernel(place[1]) or () if place[0] in ("unet", "any") else ()
-
-
-def _outline(module: AdapterModule) -> tuple[int | None, int | None]:
-    """Rows and columns of the flattened weight, as far as the tensors tell."""
-    layout, sizes = module.detected.layout, module.detected.sizes
-    return layout.rows(sizes), layout.columns(sizes)
 
 
 def _keeps_form(part: _Part) -> bool:
@@ -521,48 +493,6 @@ def _elements(part: _Part) -> int:
     return part.adapter.store.info(part.module.keys["weight"]).numel
 
 
-def _common_dtype(parts: Sequence[_Part]) -> str:
-    """The narrowest dtype that holds the values of every part."""
-    dtypes = {
-        part.adapter.store.info(key).dtype
-        for part in parts
-        for slot, key in part.module.keys.items()
-        if slot != "alpha"
-    } & FLOATING
-    if len(dtypes) == 1:
-        return next(iter(dtypes))
-    if {"F16", "BF16"} <= dtypes:
-        return "F32"
-    widest = max(dtypes, key=lambda dtype: (DTYPE_BITS[dtype], dtype))
-    return "F16" if widest.startswith("F8") else widest
-
-
-def _alpha(value: float, slots: Mapping[str, Tensor]) -> Tensor:
-    """A stored alpha: in the factors' dtype if that holds it exactly, else in float32."""
-    dtype = next(tensor.dtype for tensor in slots.values() if tensor.is_floating_point())
-    exact = torch.tensor(value, dtype=torch.float64)
-    if torch.finfo(dtype).bits == 8 or exact.to(dtype).double() != exact:
-        dtype = torch.float32
-    return exact.to(dtype)
-
-
-def _without_alpha(slots: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A LoRA for dialects without alpha: ``c`` folded into the up factor."""
-    alpha = slots.get("alpha")
-    if alpha is None:
-        return slots
-    scale = float(alpha) / slots["lora_down.weight"].shape[0]
-    rest = {slot: tensor for slot, tensor in slots.items() if slot != "alpha"}
-    if scale != 1.0:
-        for slot in ("lora_up.weight", "lora_up.bias"):
-            if slot in rest:
-                scaled = rest[slot].float() * scale
-                rest[slot] = cast_checked(
-                    scaled, from_torch(rest[slot].dtype), path="merged adapter", key=slot
-                )
-    return rest
-
-
 def _metadata(
     adapters: Sequence[tuple[Adapter, float]], merged: Sequence[_Merged], options: MergeOptions
 ) -> dict[str, str]:
@@ -572,27 +502,12 @@ def _metadata(
         chosen = adapters if options.metadata == "union" else adapters[:1]
         for adapter, _ in chosen:
             metadata = {**adapter.store.metadata, **metadata}
-        for stale in (MODEL_HASH, LEGACY_HASH, "modelspec.hash_sha256", "lora_adapter_metadata"):
-            metadata.pop(stale, None)
+        metadata = {key: value for key, value in metadata.items() if key not in STALE_METADATA}
     ranks = {result.rank for result in merged if result.rank is not None}
     labels = {result.label.split(" ")[0] for result in merged}
     if ranks:
         metadata["ss_network_dim"] = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
         metadata["ss_network_alpha"] = metadata["ss_network_dim"]
-    metadata |= _network_arguments(metadata, labels)
+    metadata |= network_arguments(metadata, labels)
     recipe = [{"file": Path(a.path).name, "strength": w} for a, w in adapters]
     return metadata | provenance("merge", json.dumps({"adapters": recipe, "rebuild": options.rebuild}))
-
-
-def _network_arguments(metadata: Mapping[str, str], labels: set[str]) -> dict[str, str]:
-    """``ss_network_args`` with the algorithm the result has."""
-    try:
-        arguments = json.loads(metadata.get("ss_network_args", "null"))
-    except ValueError:
-        return {}
-    if not isinstance(arguments, dict) or "algo" not in arguments:
-        return {}
-    if labels <= {"lora", "full", "norm"} and "lora" in labels:
-        arguments["algo"] = "locon"
-        arguments.pop("rs_lora", None)  # folded into the stored scale
-    return {"ss_network_args": json.dumps(arguments)}

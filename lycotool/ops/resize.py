@@ -1,0 +1,576 @@
+"""resize: smaller ranks, chosen by rule or by budget, from the factors and never from ΔW.
+
+For each module the truncated change is the best of its rank (Eckart-Young), and the scale
+``alpha / rank`` stays what it was. The first pass reads each module for its Gram matrices;
+the ranks are chosen when all spectra are known; the second pass writes the truncations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lycotool.algorithms import lora
+from lycotool.devices import resolve_device
+from lycotool.errors import IncompatibleError, RefusedError, UsageError
+from lycotool.formats.keys import SPELLED
+from lycotool.io.dtypes import from_torch
+from lycotool.io.open import open_store
+from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
+from lycotool.lazy import torch
+from lycotool.linalg import ranks
+from lycotool.linalg.low_rank import LowRank
+from lycotool.linalg.spectra import (
+    FactorSpectrum,
+    Grams,
+    KroneckerSpectrum,
+    grams,
+    spectra,
+    spectrum_of_kronecker,
+)
+from lycotool.models.naming import split_name
+from lycotool.ops._adapter import Adapter, AdapterModule, read_adapter
+from lycotool.ops._common import (
+    NoProgress,
+    Progress,
+    WriteOptions,
+    as_bytes,
+    cast_checked,
+    check_suffix,
+    count_labels,
+    default_name,
+    provenance,
+    saved_dtype,
+)
+from lycotool.ops._render import (
+    STALE_METADATA,
+    alpha_tensor,
+    common_dtype,
+    kept_form,
+    kernel_of,
+    network_arguments,
+    outline,
+    without_alpha,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lycotool.algorithms.base import Bound
+
+#: LoRA factors and what is recomputed with them; a module's other tensors are carried over.
+_FACTOR_SLOTS = frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha"})
+
+#: Room for the header's growth when a file size is the budget.
+_HEADER_SLACK = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeOptions(WriteOptions):
+    """What `resize` has beside the common options.
+
+    ``rank`` is the target of ``method="fixed"`` and the cap of the other methods; None is
+    no cap. ``conv_rank`` is the same for kernels larger than 1. ``size`` (bytes of the
+    file) and ``error`` (relative, over the whole file) choose all ranks together.
+    ``to="lora"`` converts LoHa and LoKr exactly first. ``keep_refused`` carries modules
+    that the rules refuse over unchanged. ``split`` slices a DyLoRA at multiples of ``unit``.
+    """
+
+    rank: int | None = None
+    conv_rank: int | None = None
+    method: str = "fixed"
+    parameter: float | None = None
+    size: int | None = None
+    error: float | None = None
+    to: Literal["keep", "lora"] = "keep"
+    keep_refused: bool = False
+    split: bool = False
+    unit: int | None = None
+    compat: Literal["none", "kohya"] = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleResize:
+    """One module before and after.
+
+    ``kept_fro`` and ``kept_sum`` are the shares of the Frobenius norm and of the sum of the
+    singular values that remain; ``max_ratio`` is the largest value over the smallest kept.
+    """
+
+    name: str
+    type: str
+    old_rank: int
+    new_rank: int
+    kept_fro: float
+    kept_sum: float
+    max_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeResult:
+    """What was written, or would be."""
+
+    outputs: tuple[str, ...]
+    modules: tuple[ModuleResize, ...]
+    carried: dict[str, int]
+    ranks: dict[str, int]
+    relative_error: float
+    bytes_before: int
+    bytes_after: int
+    warnings: tuple[str, ...]
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A module that can be truncated, with its spectrum (scale included)."""
+
+    module: AdapterModule
+    spectrum: FactorSpectrum | KroneckerSpectrum
+    values: Tensor
+    kernel: tuple[int, ...]
+    cost: int
+    count: int
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether the conv rank applies: kernels larger than 1."""
+        return math.prod(self.kernel) > 1
+
+
+def resize(adapter: str, options: ResizeOptions, *, progress: Progress | None = None) -> ResizeResult:
+    """Resize one adapter.
+
+    Raises
+    ------
+    UsageError
+        If ranks or parameters are out of range, or options contradict each other.
+    RefusedError
+        If a rule refuses a module and neither ``to`` nor ``keep_refused`` overrides it.
+    IncompatibleError
+        If nothing can be resized, or the budget is too small.
+    """
+    _check_options(options)
+    with ExitStack() as files:
+        store = files.enter_context(open_store(adapter, allow_pickle=options.allow_pickle))
+        opened = read_adapter(store, reading=options.reading)
+        opened.require_sound()
+        if options.strict and opened.warnings:
+            raise IncompatibleError("`--strict` makes warnings errors", details=opened.warnings)
+        if options.split:
+            return _split(opened, options)
+        name = options.output or default_name([adapter], _ending(options) + ".safetensors")
+        return _Resizer(opened, options, progress or NoProgress()).run(name)
+
+
+def _check_options(options: ResizeOptions) -> None:
+    for name, rank in (("--rank", options.rank), ("--conv-rank", options.conv_rank)):
+        if rank is not None and rank < 1:
+            raise UsageError(f"{name} is {rank}, the smallest rank is 1")
+    if options.split:
+        if options.unit is None or options.unit < 1:
+            raise UsageError("`--split` needs `--unit N`, the DyLoRA's unit, of at least 1")
+        return
+    if options.method not in ranks.RULES:
+        raise UsageError(f"no such method: {options.method}", hint="one of " + ", ".join(ranks.RULES))
+    budgets = [options.size is not None, options.error is not None]
+    if sum(budgets) == 2 or (any(budgets) and options.method != "fixed"):
+        raise UsageError("`--size`, `--error` and `--method` exclude each other")
+    if options.size is not None and options.size < 1:
+        raise UsageError(f"--size is {options.size} bytes")
+    if options.error is not None and not 0 <= options.error < 1:
+        raise UsageError(f"--error is {options.error}, expected a share from 0 to 1")
+    if options.method == "fixed" and options.rank is None and not any(budgets):
+        raise UsageError(
+            "nothing says which rank to resize to", hint="give `--rank`, `--method`, `--size` or `--error`"
+        )
+    if options.method in ranks.PARAMETERS:
+        expected, low, high = ranks.PARAMETERS[options.method]
+        if options.parameter is None or not low < options.parameter <= high:
+            raise UsageError(f"--param of {options.method} is {options.parameter}, expected {expected}")
+    elif options.parameter is not None:
+        raise UsageError(f"{options.method} takes no --param")
+    if options.compat == "kohya" and options.method not in ("fixed", "sv_ratio", "sv_cumulative", "sv_fro"):
+        raise UsageError(f"sd-scripts has no method {options.method}", hint="leave `--compat kohya` out")
+
+
+def _ending(options: ResizeOptions) -> str:
+    """``-r8``, ``-r8-c4``, ``-sv_fro0.9``, ``-32000000B``, ``-error0.05``."""
+    if options.size is not None:
+        return f"-{options.size}B"
+    if options.error is not None:
+        return f"-error{options.error:g}"
+    if options.method == "fixed":
+        conv = f"-c{options.conv_rank}" if options.conv_rank not in (None, options.rank) else ""
+        return f"-r{options.rank}{conv}"
+    parameter = "" if options.parameter is None else f"{options.parameter:g}"
+    return f"-{options.method}{parameter}"
+
+
+def _obey_rules(adapter: Adapter, options: ResizeOptions) -> list[AdapterModule]:
+    """The modules to truncate; the rest is carried over, or refused.
+
+    Raises
+    ------
+    RefusedError
+        Naming each rule, the number of modules it refuses, and the way on.
+    """
+    chosen: list[AdapterModule] = []
+    refused: dict[str, list[AdapterModule]] = {}
+    for module in adapter.modules.values():
+        detected = module.detected
+        has_factors = detected.algorithm.factors is not None and detected.dora_slot is None
+        if detected.resize_rule.allowed or (has_factors and options.to == "lora"):
+            chosen.append(module)
+        elif _has_rank(module) and not options.keep_refused:
+            refused.setdefault(detected.label, []).append(module)
+    if refused:
+        details = [
+            f"{label}: {len(group)} modules: {group[0].detected.resize_rule.reason}"
+            for label, group in refused.items()
+        ]
+        remedies = dict.fromkeys(
+            group[0].detected.resize_rule.remedy
+            for group in refused.values()
+            if group[0].detected.resize_rule.remedy
+        )
+        raise RefusedError(
+            f"{sum(map(len, refused.values()))} of {len(adapter.modules)} modules cannot be resized",
+            path=adapter.path,
+            details=details,
+            hint="; ".join([*remedies, "`--keep-refused` carries them over unchanged"]),
+        )
+    if not chosen:
+        raise IncompatibleError(
+            "no module in this file has a rank to resize",
+            path=adapter.path,
+            details=[f"{count} {label}" for label, count in count_labels(adapter).items()],
+        )
+    return chosen
+
+
+def _has_rank(module: AdapterModule) -> bool:
+    """Whether leaving a module as it is would surprise: full, norm and rotations have none."""
+    detected = module.detected
+    return module.dims.rank is not None or detected.algorithm.factors is not None or bool(detected.dora_slot)
+
+
+def _is_lora(module: AdapterModule) -> bool:
+    """Whether the module's factors are a LoRA's already, its scale in alpha."""
+    return module.detected.algorithm.factors is lora.LORA.factors
+
+
+class _Resizer:
+    """One resize, from spectra to the written file."""
+
+    def __init__(self, adapter: Adapter, options: ResizeOptions, progress: Progress) -> None:
+        self._adapter = adapter
+        self._options = options
+        self._progress = progress
+        self._device = resolve_device(options.device)
+        self._warnings = [*adapter.warnings, *adapter.notes]
+
+    def run(self, output: str) -> ResizeResult:
+        """Choose the ranks and write."""
+        check_suffix(output)
+        options, adapter = self._options, self._adapter
+        target = None
+        if not (output == "-" and options.dry_run):
+            target = prepare_output(output, inputs=adapter.store.files, force=options.force)
+        chosen = _obey_rules(adapter, options)
+        self._progress.start("resize", 2 * adapter.store.nbytes)
+        candidates = self._candidates(chosen)
+        picked = self._ranks(candidates)
+        reports = tuple(_report(candidate, rank) for candidate, rank in zip(candidates, picked, strict=True))
+        tensors: dict[str, Tensor] = {}
+        for candidate, rank in zip(candidates, picked, strict=True):
+            tensors |= self._resized(candidate, rank)
+        names = {module.name for module in chosen}
+        carried = [module for module in adapter.modules.values() if module.name not in names]
+        for module in carried:
+            tensors |= self._carried(module)
+        for key in (*adapter.keys.embeddings, *adapter.keys.unknown, *adapter.keys.orphans):
+            tensors[key] = adapter.store.tensor(key)
+        plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
+        plan = FilePlan(plans, self._metadata(candidates, picked), hashed=True)
+        if not options.dry_run:
+            write_file(target, plan, lambda key: [as_bytes(tensors[key])])
+        labels: dict[str, int] = {}
+        for module in carried:
+            labels[module.detected.label] = labels.get(module.detected.label, 0) + 1
+        return ResizeResult(
+            outputs=(output,),
+            modules=reports,
+            carried=labels,
+            ranks=_distribution(picked),
+            relative_error=_relative_error(candidates, picked),
+            bytes_before=sum(path.stat().st_size for path in adapter.store.files),
+            bytes_after=plan.nbytes,
+            warnings=tuple(self._warnings),
+            dry_run=options.dry_run,
+        )
+
+    def _candidates(self, modules: Sequence[AdapterModule]) -> list[_Candidate]:
+        """Spectra of all modules; equal ranks are decomposed in one batch."""
+        parts: dict[str, Grams] = {}
+        found: dict[str, FactorSpectrum | KroneckerSpectrum] = {}
+        for module in modules:
+            bound = self._load(module)
+            if module.detected.algorithm.kronecker_parts is not None:
+                first, second = module.detected.algorithm.kronecker_parts(bound)
+                found[module.name] = spectrum_of_kronecker(first, second.folded())
+            else:
+                parts[module.name] = grams(_factors(module, bound))
+            self._advance(module)
+        found |= dict(zip(parts, spectra(list(parts.values())), strict=True))
+        return [self._candidate(module, found[module.name]) for module in modules]
+
+    def _candidate(self, module: AdapterModule, spectrum: FactorSpectrum | KroneckerSpectrum) -> _Candidate:
+        kernel = kernel_of(split_name(module.name).place, [module])
+        rows, columns = outline(module)
+        if rows is None or columns is None:
+            raise IncompatibleError("its shape is unknown", path=self._adapter.path, key=module.name)
+        if columns % math.prod(kernel):
+            kernel = ()
+        dtype = saved_dtype(self._options.dtype, common_dtype([(self._adapter, module)]))
+        cost = (rows + columns) * TensorPlan(dtype, (1,)).nbytes
+        scale = abs(module.dims.scale) if _is_lora(module) else 1.0
+        return _Candidate(module, spectrum, spectrum.values * scale, kernel, cost, min(rows, columns))
+
+    def _ranks(self, candidates: Sequence[_Candidate]) -> list[int]:
+        """The new rank of every module."""
+        options = self._options
+        if options.error is not None:
+            return ranks.allocate(
+                [c.values for c in candidates], [c.cost for c in candidates], error=options.error
+            )
+        if options.size is not None:
+            return self._ranks_for_size(candidates, options.size)
+        rule = ranks.RULES[options.method]
+        picked = []
+        for candidate in candidates:
+            cap = options.rank
+            if candidate.is_convolution and options.conv_rank is not None:
+                cap = options.conv_rank
+            limit = len(candidate.values) if cap is None else cap
+            if options.compat == "kohya" and options.method != "fixed":
+                rank = ranks.kohya_rank(
+                    options.method, candidate.values, options.parameter or 0, count=candidate.count, cap=limit
+                )
+            elif options.method == "fixed":
+                rank = ranks.fixed(candidate.values, limit)
+            else:
+                rank = min(rule(candidate.values, options.parameter or 0), limit)
+            picked.append(rank)
+        clamped = sum(options.rank is not None and options.rank > len(c.values) for c in candidates)
+        if options.method == "fixed" and clamped:
+            self._warnings.append(
+                f"{self._adapter.path}: rank {options.rank} is more than {clamped} of {len(candidates)} "
+                "modules have; clamped there"
+            )
+        return picked
+
+    def _ranks_for_size(self, candidates: Sequence[_Candidate], size: int) -> list[int]:
+        """Spend on ranks what the rest of the file leaves of ``size``."""
+        store = self._adapter.store
+        replaced = {key for c in candidates for key in c.module.keys.values()}
+        rest = sum(entry.info.nbytes for key, entry in store.entries.items() if key not in replaced)
+        header = len(FilePlan({key: TensorPlan(e.info.dtype, e.info.shape) for key, e in store.entries.items()},
+                              store.metadata, hashed=True).header())  # fmt: skip
+        budget = size - rest - header - _HEADER_SLACK - 8 * len(candidates)
+        costs = [candidate.cost for candidate in candidates]
+        try:
+            return ranks.allocate([c.values for c in candidates], costs, budget=budget)
+        except ValueError:
+            least = size - budget + sum(costs)
+            raise IncompatibleError(
+                f"{size} bytes are too few: rank 1 of every module needs {least}", path=self._adapter.path
+            ) from None
+
+    def _resized(self, candidate: _Candidate, rank: int) -> dict[str, Tensor]:
+        """The module's tensors at its new rank, by key."""
+        module, adapter = candidate.module, self._adapter
+        if _is_lora(module) and rank == module.dims.rank and not module.detected.layout.use_conv_cp:
+            return self._carried(module)
+        bound = self._load(module)
+        if isinstance(candidate.spectrum, KroneckerSpectrum):
+            low = candidate.spectrum.truncated(rank)
+        else:
+            low = candidate.spectrum.truncated(rank, _factors(module, bound))
+        stored = common_dtype([(adapter, module)])
+        low = low.padded(rank)  # only `--compat kohya` asks for more than there is
+        factors = lora.from_factors(low, candidate.kernel, torch.float32)
+        slots = {
+            slot: self._save(tensor, stored, module.name)
+            for slot, tensor in factors.items()
+            if slot != "alpha"
+        }
+        unused = {slot.name for slot in module.detected.layout.slots if slot.unused}
+        if _is_lora(module):  # what stands beside the factors: biases, a sparse part
+            for slot in module.keys.keys() - _FACTOR_SLOTS - unused:
+                key = module.keys[slot]
+                slots[slot] = self._save(adapter.store.tensor(key), adapter.store.info(key).dtype, key)
+        # LoRA keeps its scale in alpha; LoHa and LoKr have theirs folded into the factors.
+        slots["alpha"] = alpha_tensor((module.dims.scale if _is_lora(module) else 1.0) * rank, slots)
+        self._advance(module)
+        return self._named(module, slots)
+
+    def _carried(self, module: AdapterModule) -> dict[str, Tensor]:
+        """A module as it is."""
+        return self._named(module, kept_form(self._adapter, module, weight=1.0, save=self._save))
+
+    def _named(self, module: AdapterModule, slots: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Slots by key, in the file's spelling and without an alpha where it has none."""
+        spelling = self._adapter.keys.spelling
+        if spelling != "kohya" and "alpha" not in module.keys and "lora_up.weight" in slots:
+            slots = without_alpha(slots)
+        return {
+            module.keys.get(slot, f"{module.name}.{SPELLED[spelling].get(slot, slot)}"): tensor
+            for slot, tensor in slots.items()
+        }
+
+    def _save(self, tensor: Tensor, stored: str, key: str) -> Tensor:
+        dtype = saved_dtype(self._options.dtype, stored)
+        return cast_checked(tensor, dtype, path=self._adapter.path, key=key).cpu()
+
+    def _load(self, module: AdapterModule) -> Bound:
+        """The module in float32; LoRA without its scale, which alpha carries."""
+        if _is_lora(module):
+            module = replace(module, dims=replace(module.dims, scale=1.0))
+        return self._adapter.load(module, self._device, torch.float32)
+
+    def _advance(self, module: AdapterModule) -> None:
+        self._progress.advance(sum(self._adapter.store.info(key).nbytes for key in module.keys.values()))
+
+    def _metadata(self, candidates: Sequence[_Candidate], picked: Sequence[int]) -> dict[str, str]:
+        """The adapter's metadata, true for the new ranks."""
+        kept = {k: v for k, v in self._adapter.store.metadata.items() if k not in STALE_METADATA}
+        old = _distribution([c.module.dims.rank or 0 for c in candidates])
+        new = _distribution(picked)
+        text = ", ".join(f"{rank}: {count}" for rank, count in new.items())
+        comment = (
+            f"resized by lycotool from {'/'.join(old)} ({_ending(self._options)[1:]}; modules by rank {text})"
+        )
+        before = kept.get("ss_training_comment", "None")
+        kept["ss_training_comment"] = comment if before == "None" else f"{comment}; {before}"
+        linear = [rank for c, rank in zip(candidates, picked, strict=True) if not c.is_convolution]
+        main = set(linear or picked)
+        kept["ss_network_dim"] = str(main.pop()) if len(main) == 1 else "Dynamic"
+        scales = {c.module.dims.scale if _is_lora(c.module) else 1.0 for c in candidates}
+        kept["ss_network_alpha"] = "Dynamic"
+        if kept["ss_network_dim"] != "Dynamic" and len(scales) == 1:
+            kept["ss_network_alpha"] = f"{int(kept['ss_network_dim']) * scales.pop():g}"
+        if not all(_is_lora(candidate.module) for candidate in candidates):
+            kept |= network_arguments(kept, {"lora"})
+        recipe = {"file": Path(self._adapter.path).name, "rule": _ending(self._options)[1:], "ranks": new}
+        return kept | provenance("resize", json.dumps(recipe))
+
+
+def _factors(module: AdapterModule, bound: Bound) -> LowRank:
+    """The module's exact factors without a core (a sparse part stays beside them)."""
+    compute = module.detected.algorithm.factors
+    if compute is None:
+        raise TypeError(module.detected.label)
+    low = lora.low_rank(bound) if _is_lora(module) else compute(bound)
+    if low is None:
+        raise TypeError(module.detected.label)
+    return low.folded()
+
+
+def _report(candidate: _Candidate, rank: int) -> ModuleResize:
+    values = candidate.values
+    squares = values.square()
+    total, total_sum = float(squares.sum()), float(values.sum())
+    smallest = float(values[rank - 1]) if rank <= len(values) else 0.0
+    return ModuleResize(
+        name=candidate.module.name,
+        type=candidate.module.detected.label,
+        old_rank=candidate.module.dims.rank or len(values),
+        new_rank=rank,
+        kept_fro=math.sqrt(float(squares[:rank].sum()) / total) if total else 1.0,
+        kept_sum=float(values[:rank].sum()) / total_sum if total_sum else 1.0,
+        max_ratio=float(values[0]) / smallest if smallest else math.inf,
+    )
+
+
+def _relative_error(candidates: Sequence[_Candidate], picked: Sequence[int]) -> float:
+    """``√(Σ σ²_discarded / Σ σ²)`` over all modules, scales included."""
+    lost = total = 0.0
+    for candidate, rank in zip(candidates, picked, strict=True):
+        squares = candidate.values.square()
+        lost += float(squares[rank:].sum())
+        total += float(squares.sum())
+    return math.sqrt(lost / total) if total else 0.0
+
+
+def _distribution(picked: Sequence[int]) -> dict[str, int]:
+    """Modules by rank, in the order of the ranks."""
+    return {str(rank): list(picked).count(rank) for rank in sorted(set(picked))}
+
+
+def _split(adapter: Adapter, options: ResizeOptions) -> ResizeResult:
+    """One file for each multiple of the unit, by slicing: DyLoRA works at every rank."""
+    unit = options.unit or 1
+    modules = list(adapter.modules.values())
+    if any(m.detected.layout is not lora.PLAIN or m.detected.dora_slot for m in modules):
+        raise RefusedError("`--split` slices plain LoRA factors, and this file has others", path=adapter.path,
+                           details=[f"{count} {label}" for label, count in count_labels(adapter).items()],
+                           hint="`--rank` truncates by SVD")  # fmt: skip
+    largest = max(m.dims.rank or 1 for m in modules)
+    odd = [m.name for m in modules if (m.dims.rank or 1) % unit]
+    if odd:
+        raise UsageError(f"--unit {unit} does not divide the rank of {len(odd)} modules", path=adapter.path)
+    folder = Path(options.output or ".")
+    if not folder.is_dir():
+        raise UsageError("`--split` writes several files: `-o` names an existing folder", path=options.output)
+    names = [str(folder / default_name([adapter.path], f"-r{rank}.safetensors"))
+             for rank in range(unit, largest + 1, unit)]  # fmt: skip
+    targets = [prepare_output(name, inputs=adapter.store.files, force=options.force) for name in names]
+    nbytes = 0
+    for target, rank in zip(targets, range(unit, largest + 1, unit), strict=True):
+        tensors = dict(_sliced(adapter, rank, options))
+        plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
+        metadata = {k: v for k, v in adapter.store.metadata.items() if k not in STALE_METADATA}
+        metadata |= {"ss_network_dim": str(rank)}
+        metadata |= provenance("resize", json.dumps({"file": Path(adapter.path).name, "sliced": rank}))
+        plan = FilePlan(plans, metadata, hashed=True)
+        nbytes += plan.nbytes
+        if not options.dry_run:
+            write_file(target, plan, lambda key, tensors=tensors: [as_bytes(tensors[key])])  # type: ignore[misc]
+    return ResizeResult(
+        outputs=tuple(names),
+        modules=(),
+        carried={},
+        ranks=_distribution([m.dims.rank or 1 for m in modules]),
+        relative_error=0.0,
+        bytes_before=sum(path.stat().st_size for path in adapter.store.files),
+        bytes_after=nbytes,
+        warnings=(*adapter.warnings, *adapter.notes),
+        dry_run=options.dry_run,
+    )
+
+
+def _sliced(adapter: Adapter, rank: int, options: ResizeOptions) -> Iterator[tuple[str, Tensor]]:
+    """The first ranks of every module; the scale stays (``--compat kohya``: alpha stays)."""
+    for module in adapter.modules.values():
+        keep = min(rank, module.dims.rank or 1)
+        slots: dict[str, Tensor] = {}
+        for slot, key in module.keys.items():
+            tensor = adapter.store.tensor(key)
+            if slot == "lora_up.weight":
+                tensor = tensor[:, :keep].contiguous()
+            elif slot == "lora_down.weight":
+                tensor = tensor[:keep].contiguous()
+            elif slot.startswith("org_module"):
+                continue
+            dtype = saved_dtype(options.dtype, adapter.store.info(key).dtype)
+            slots[slot] = cast_checked(tensor, dtype, path=adapter.path, key=key)
+        if options.compat != "kohya":
+            slots["alpha"] = alpha_tensor(module.dims.scale * keep, slots)
+        for slot, tensor in slots.items():
+            yield module.keys.get(slot, f"{module.name}.{slot}"), tensor
