@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lycotool import __version__
-from lycotool.cli import bake, inspect, merge, resize
+from lycotool.cli import bake, extract, inspect, merge, resize
 
 _EPILOG = """Exit codes: 0 done, 1 internal error, 2 usage or missing input, 3 damaged or unknown
 file, 4 refused as unsafe, 5 files that do not fit, 6 non-finite numbers or overflow, 7 output,
@@ -42,6 +42,7 @@ def _lycotool(
 app.command(epilog=merge.EPILOG)(merge.merge)
 app.command(epilog=bake.EPILOG)(bake.bake)
 app.command(epilog=resize.EPILOG)(resize.resize)
+app.command(epilog=extract.EPILOG)(extract.extract)
 app.command(epilog=inspect.EPILOG)(inspect.inspect)
 
 

@@ -150,7 +150,7 @@ def resize(
         conv_rank=conv_rank,
         method=method,
         parameter=param,
-        size=None if size is None else _bytes(size),
+        size=None if size is None else parse_size(size),
         error=error,
         to=to,
         keep_refused=keep_refused,
@@ -163,10 +163,10 @@ def resize(
     _show(out, result, modules=modules)
 
 
-def _bytes(text: str) -> int:
+def parse_size(text: str) -> int:
     """``32MB`` (decimal) or ``32MiB`` (binary) as bytes.
 
-    >>> _bytes("1.5KiB")
+    >>> parse_size("1.5KiB")
     1536
 
     Raises

@@ -53,6 +53,21 @@ class LayerIndex:
                 self._components.setdefault(component)
                 self._layers.setdefault((component, path), []).append(layer)
 
+    @property
+    def places(self) -> Mapping[tuple[str, str], Layer]:
+        """Every layer by component and canonical path, in the checkpoint's order.
+
+        Raises
+        ------
+        AmbiguousNameError
+            If two layers of the checkpoint have the same canonical path.
+        """
+        for place, layers in self._layers.items():
+            if len(layers) > 1:
+                paths = " and ".join(layer.path for layer in layers)
+                raise AmbiguousNameError(f"{place[1]} is both {paths}")
+        return {place: layers[0] for place, layers in self._layers.items()}
+
     def find(self, module: str) -> Layer | None:
         """The layer a module's name means, or None.
 
