@@ -72,6 +72,6 @@ FULL = Algorithm(
     bias_delta=bias_delta,
     concat=add_slots,
     merge=Rule(True, "differences add"),
-    resize=Rule(False, "a full difference has no rank", "`lycotool convert --algo lora --rank N`"),
+    resize=Rule(False, "a full difference has no rank", "`lycotool bake` it and `lycotool extract` at a rank"),
     advice="a learning rate near 5e-6 is recommended",
 )

@@ -88,7 +88,7 @@ def factors(module: Bound) -> LowRank:
     return LowRank(up, down, core.flatten(2, 3).flatten(0, 1))
 
 
-_TO_LORA = "convert it exactly to LoRA first (`lycotool resize --to lora`)"
+_TO_LORA = "`lycotool resize --to lora` converts it exactly to LoRA first"
 
 LOHA = Algorithm(
     name="loha",

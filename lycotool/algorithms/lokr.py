@@ -144,7 +144,7 @@ LOKR = Algorithm(
     resize=Rule(
         False,
         "the Kronecker form has no SVD of its own",
-        "convert it exactly to LoRA first (`lycotool resize --to lora`)",
+        "`lycotool resize --to lora` converts it exactly to LoRA first",
     ),
     advice="factor 1 to 8 is recommended",
 )

@@ -36,7 +36,7 @@ def _lycotool(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Merge, bake and inspect LyCORIS and LoRA adapter files."""
+    """Merge, bake, resize, extract and inspect LyCORIS and LoRA adapter files."""
 
 
 app.command(epilog=merge.EPILOG)(merge.merge)
