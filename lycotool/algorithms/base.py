@@ -46,18 +46,22 @@ class Slot:
         The suffix the trainers of this field write, such as ``lora_up.weight``.
     axes
         Symbolic shape. A word binds one size, the same in the whole module; a number must
-        match; a last ``*word`` binds all remaining sizes, ``*1`` demands that they are 1.
-        ``scalar`` accepts the shapes ``()`` and ``(1,)``.
+        match; ``a*b`` is the product of words bound by earlier slots; a last ``*word`` binds
+        all remaining sizes, ``*1`` demands that they are 1. ``scalar`` accepts the shapes
+        ``()`` and ``(1,)``.
     required
         Whether the layout is incomplete without it.
     unused
         Why lycotool leaves this tensor aside, if it does; becomes a warning.
+    may_be_empty
+        Whether a size may be 0.
     """
 
     name: str
     axes: str
     required: bool = True
     unused: str = ""
+    may_be_empty: bool = False
 
 
 #: The tensor most algorithms scale by.
@@ -145,16 +149,21 @@ def _bind_slot(slot: Slot, shape: Shape, sizes: dict[str, int | Shape], source: 
             raise mismatch()
     elif rest is not None:
         bound.append((rest[1:], shape[len(words) :]))
+    if 0 in shape and not slot.may_be_empty:
+        word = next((word for word, size in bound if size == 0), "size")
+        raise MismatchError(f"{word} 0 in {slot.name}: an empty tensor changes nothing")
     for word, size in bound:
         if word.isdigit():
             if size != int(word):
                 raise mismatch()
-        elif size == 0:
-            raise MismatchError(f"{word} 0 in {slot.name}: an empty tensor changes nothing")
-        elif sizes.setdefault(word, size) != size:
-            raise MismatchError(
-                f"{word} is {_text(sizes[word])} in {source[word]} but {_text(size)} in {slot.name}"
-            )
+            continue
+        if "*" in word:
+            expected: int | Shape = size_of(*word.split("*"))(sizes)
+        else:
+            expected = sizes.setdefault(word, size)
+        if expected != size:
+            where = f" in {source[word]}" if word in source else ""
+            raise MismatchError(f"{word} is {_text(expected)}{where} but {_text(size)} in {slot.name}")
         source.setdefault(word, slot.name)
 
 
@@ -301,6 +310,11 @@ class Algorithm:
     merge_conv_cp: Rule | None = None
     resize_conv_cp: Rule | None = None
     advice: str = ""
+
+
+def stored_bias(module: Bound) -> torch.Tensor | None:
+    """``bias_delta`` of an algorithm with nothing but ``diff_b``."""
+    return module.get("diff_b")
 
 
 def alpha_over_rank(rank: int, alpha: float | None, reading: Reading) -> Dims:

@@ -120,9 +120,8 @@ def _nearest(header: Header) -> str:
     algorithm, layout = max(
         everything,
         key=lambda entry: (
+            -len(entry[1].required - header.keys()) - len(header.keys() - entry[1].names),
             len(entry[1].required & header.keys()),
-            -len(entry[1].required - header.keys()),
-            -len(header.keys() - entry[1].names),
         ),
     )
     missing = sorted(layout.required - header.keys())

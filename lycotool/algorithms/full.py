@@ -16,6 +16,7 @@ from lycotool.algorithms.base import (
     Slot,
     no_rank,
     size_of,
+    stored_bias,
     unknown,
 )
 from lycotool.lazy import torch
@@ -47,12 +48,7 @@ def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     return torch.zeros(shape, dtype=module["diff_b"].dtype, device=module["diff_b"].device)
 
 
-def bias_delta(module: Bound) -> Tensor | None:
-    """``diff_b``."""
-    return module.get("diff_b")
-
-
-def add_slots(parts: list[tuple[Bound, float]]) -> dict[str, Tensor] | None:
+def add_slots(parts: list[tuple[Bound, float]]) -> dict[str, Tensor]:
     """Slot by slot ``Σ weight · tensor``; a missing tensor is zero."""
     total: dict[str, Tensor] = {}
     for module, weight in parts:
@@ -69,9 +65,11 @@ FULL = Algorithm(
     layouts=(DIFF, BIAS_ONLY),
     dims=no_rank,
     delta=delta,
-    bias_delta=bias_delta,
+    bias_delta=stored_bias,
     concat=add_slots,
     merge=Rule(True, "differences add"),
-    resize=Rule(False, "a full difference has no rank", "`lycotool bake` it and `lycotool extract` at a rank"),
+    resize=Rule(
+        False, "a full difference has no rank", "`lycotool bake` it and `lycotool extract` at a rank"
+    ),
     advice="a learning rate near 5e-6 is recommended",
 )

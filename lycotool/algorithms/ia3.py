@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
@@ -16,18 +17,20 @@ from lycotool.algorithms.base import (
     Shape,
     Slot,
     no_rank,
+    stored_bias,
     unknown,
 )
+from lycotool.algorithms.full import add_slots
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 VECTOR = Layout(
     name="vector",
-    slots=(Slot("weight", "*vector"), Slot("on_input", "scalar")),
+    slots=(Slot("weight", "*vector"), Slot("on_input", "scalar"), Slot("diff_b", "bias", required=False)),
     rows=unknown,
     columns=unknown,
-    linear_in=("weight",),
+    linear_in=("weight", "diff_b"),
 )
 
 
@@ -52,10 +55,10 @@ def concat(parts: list[tuple[Bound, float]]) -> dict[str, Tensor] | None:
     modules = [module for module, _ in parts]
     if len({(int(m["on_input"].item()), tuple(m["weight"].shape)) for m in modules}) != 1:
         return None
-    total = sum(
-        (module["weight"] * weight for module, weight in parts[1:]), parts[0][0]["weight"] * parts[0][1]
+    added = add_slots(
+        [(replace(m, tensors={k: t for k, t in m.tensors.items() if k != "on_input"}), w) for m, w in parts]
     )
-    return {"weight": total, "on_input": modules[0]["on_input"]}
+    return {**added, "on_input": modules[0]["on_input"]}
 
 
 IA3 = Algorithm(
@@ -65,6 +68,7 @@ IA3 = Algorithm(
     layouts=(VECTOR,),
     dims=no_rank,
     delta=delta,
+    bias_delta=stored_bias,
     needs_base=True,
     concat=concat,
     merge=Rule(

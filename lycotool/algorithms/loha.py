@@ -18,6 +18,7 @@ from lycotool.algorithms.base import (
     Slot,
     rank_dims,
     size_of,
+    stored_bias,
 )
 from lycotool.lazy import torch
 from lycotool.linalg.low_rank import LowRank, khatri_rao_rows
@@ -33,10 +34,11 @@ PLAIN = Layout(
         Slot("hada_w2_a", "out rank2"),
         Slot("hada_w2_b", "rank2 in_kernel"),
         ALPHA,
+        Slot("diff_b", "out", required=False),
     ),
     rows=size_of("out"),
     columns=size_of("in_kernel"),
-    linear_in=("hada_w1_a",),
+    linear_in=("hada_w1_a", "diff_b"),
 )
 
 CP = Layout(
@@ -49,10 +51,11 @@ CP = Layout(
         Slot("hada_w2_a", "rank2 out"),
         Slot("hada_w2_b", "rank2 in"),
         ALPHA,
+        Slot("diff_b", "out", required=False),
     ),
     rows=size_of("out"),
     columns=size_of("in", "kernel"),
-    linear_in=("hada_w1_a",),
+    linear_in=("hada_w1_a", "diff_b"),
     use_conv_cp=True,
 )
 
@@ -97,6 +100,7 @@ LOHA = Algorithm(
     layouts=(PLAIN, CP),
     dims=rank_dims("rank"),
     delta=delta,
+    bias_delta=stored_bias,
     factors=factors,
     allows_dora=True,
     merge=Rule(True, "exact as LoRA factors of rank dim², by Khatri-Rao products"),

@@ -24,9 +24,10 @@ from lycotool.algorithms.base import (
     Slot,
     alpha_over_rank,
     size_of,
+    stored_bias,
 )
 from lycotool.lazy import torch
-from lycotool.linalg.low_rank import LowRank, low_rank_split
+from lycotool.linalg.low_rank import LowRank, kron, low_rank_split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,10 +50,10 @@ _W2 = {
 def _layout(first: str, second: str) -> Layout:
     return Layout(
         name=f"{first}, {second}",
-        slots=(*_W1[first], *_W2[second], ALPHA),
+        slots=(*_W1[first], *_W2[second], ALPHA, Slot("diff_b", "out1*out2", required=False)),
         rows=size_of("out1", "out2"),
         columns=size_of("in1", "in2", "kernel"),
-        linear_in=(_W1[first][0].name,),
+        linear_in=(_W1[first][0].name, "diff_b"),
         use_conv_cp=second == "cp",
     )
 
@@ -92,7 +93,7 @@ def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     """
     second = _second(module)
     w2 = module["lokr_w2"].flatten(1) if second is None else second.dense()
-    return torch.kron(_first(module).contiguous(), w2.contiguous()).reshape(shape)
+    return kron(_first(module), w2).reshape(shape)
 
 
 def factors(module: Bound) -> LowRank:
@@ -103,8 +104,7 @@ def factors(module: Bound) -> LowRank:
     The CP form keeps its core: ``I ⊗ t2``.
     """
     first, second = kronecker_parts(module)
-    up = torch.kron(first.up.contiguous(), second.up.contiguous())
-    down = torch.kron(first.down.contiguous(), second.down.contiguous())
+    up, down = kron(first.up, second.up), kron(first.down, second.down)
     if second.core is None:
         return LowRank(up, down)
     identity = torch.eye(first.rank, dtype=up.dtype, device=up.device)
@@ -137,6 +137,7 @@ LOKR = Algorithm(
     layouts=LAYOUTS,
     dims=dims,
     delta=delta,
+    bias_delta=stored_bias,
     factors=factors,
     kronecker_parts=kronecker_parts,
     allows_dora=True,

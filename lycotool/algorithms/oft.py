@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 #: Next to ``oft_blocks`` alpha is the constraint.
 CONSTRAINT = Slot("alpha", "scalar", required=False)
-RESCALE = Slot("rescale", "out *1", required=False)
+RESCALE = Slot("rescale", "blocks*block *1", required=False)
 
 BLOCKS = Layout(
     name="blocks",

@@ -53,7 +53,7 @@ class LowRank:
         """The same change without a core, of the same rank."""
         if self.core is None:
             return self
-        core = self.core.flatten(2)  # (rank, rank_in, kernel)
+        core = self.core.reshape(*self.core.shape[:2], -1)  # (rank, rank_in, kernel)
         down = torch.einsum("pqk, qi -> pik", core, self.down)
         return LowRank(self.up, down.reshape(self.rank, -1))
 
@@ -107,6 +107,15 @@ def _block_diagonal(cores: Sequence[Tensor]) -> Tensor:
         total[row : row + core.shape[0], column : column + core.shape[1]] = core
         row, column = row + core.shape[0], column + core.shape[1]
     return total
+
+
+def kron(left: Tensor, right: Tensor) -> Tensor:
+    """The Kronecker product of two matrices.
+
+    `torch.kron` fails on transposed inputs with an axis of length 1, contiguous or not.
+    """
+    blocks = left[:, None, :, None] * right[None, :, None, :]
+    return blocks.reshape(left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])
 
 
 def khatri_rao_rows(left: Tensor, right: Tensor) -> Tensor:

@@ -1,0 +1,258 @@
+"""How each algorithm stores the difference of one layer.
+
+Every form is judged by what was really stored: it returns the saved slots, rounded to their
+dtype, and what they leave of the difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lycotool.algorithms import dora, lora
+from lycotool.errors import IncompatibleError
+from lycotool.lazy import torch
+from lycotool.linalg import ranks
+from lycotool.linalg.dense import exact, leading, nearest_kronecker, tucker
+from lycotool.linalg.direction import nearest_direction
+from lycotool.linalg.low_rank import LowRank, kron
+from lycotool.models.factorization import factorization
+from lycotool.ops._common import cast_checked
+from lycotool.ops._pairs import Pair
+from lycotool.ops._render import alpha_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lycotool.ops.extract import ExtractOptions
+
+#: Rank rules by `--mode`.
+MODE_RULES: Mapping[str, str] = {
+    "fixed": "fixed", "threshold": "threshold", "ratio": "sv_ratio", "quantile": "sv_cumulative", "fro": "sv_fro",
+}  # fmt: skip
+
+#: The rank of mode fixed when none is given.
+DEFAULT_RANK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A layer's module: slots in their saved dtypes, what it is, and what it leaves of Δ."""
+
+    slots: dict[str, Tensor]
+    type: str
+    rank: int | None
+    left: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One layer's weights, ``delta = tuned - base``.
+
+    ``dtype`` is the one to save in, ``rounding`` the eps of the one ``tuned`` is stored in.
+    """
+
+    pair: Pair
+    base: Tensor
+    tuned: Tensor
+    delta: Tensor
+    dtype: str
+    rounding: float
+
+    def save(self, tensor: Tensor) -> Tensor:
+        """Round to the saved dtype, refusing overflow."""
+        return cast_checked(tensor, self.dtype, path=self.pair.tuned.path, key=self.pair.name).cpu()
+
+
+@dataclass(slots=True)
+class Forms:
+    """The form that the options choose for a layer.
+
+    Attributes
+    ----------
+    ranks
+        Ranks by module name, where a budget over all layers decided them.
+    unfit
+        Layers that the form cannot stand for: share of the change it leaves, and name.
+    """
+
+    options: ExtractOptions
+    ranks: dict[str, int] = field(default_factory=dict)
+    unfit: list[tuple[float, str]] = field(default_factory=list)
+
+    def store(self, layer: Difference) -> Stored:
+        """Store one layer's difference."""
+        if not layer.pair.is_matrix:
+            is_norm = layer.delta.ndim == 1 and layer.pair.base.bias is not None
+            return self._dense(layer, "w_norm" if is_norm else "diff")
+        if self.options.algo == "full" or self.options.mode == "full":
+            return self._dense(layer, "diff")
+        if self.options.algo == "lokr":
+            return self._lokr(layer)
+        if self.options.algo == "dora":
+            return self._dora(layer)
+        if self.options.algo == "ia3":
+            return self._ia3(layer)
+        return self._lora(layer)
+
+    def _dense(self, layer: Difference, slot: str) -> Stored:
+        saved = layer.save(layer.delta)
+        label = "norm" if slot == "w_norm" else "full"
+        return Stored({slot: saved}, label, None, layer.delta - saved.to(layer.delta))
+
+    def _lora(self, layer: Difference) -> Stored:
+        options, delta = self.options, layer.delta
+        if options.use_conv_cp and layer.pair.is_convolution:
+            up, core, down = tucker(delta, self.cap(layer.pair), seed=options.seed)
+            low = LowRank(up, down, core)
+        else:
+            low = self._truncated(layer.pair, delta.flatten(1))
+        if options.clamp_quantile is not None and low.core is None:
+            low = _clamped(low, options.clamp_quantile)
+        slots = _saved_factors(layer, low)
+        change = _change(slots).to(delta).reshape(delta.shape)
+        if options.sparse_bias:
+            sparse, matrix = self._sparse(layer, (delta - change).flatten(1))
+            slots |= sparse
+            change = change + matrix.reshape(delta.shape)
+        label = "lora (cp)" if low.core is not None else "lora"
+        return Stored(slots, label, low.rank, delta - change)
+
+    def _truncated(self, pair: Pair, matrix: Tensor) -> LowRank:
+        """The best approximation of the rank that mode and cap choose."""
+        options = self.options
+        if options.mode == "fixed":
+            return leading(matrix, self.cap(pair), seed=options.seed)[0]
+        spectrum = exact(matrix)
+        if pair.name in self.ranks:
+            return spectrum.truncated(self.ranks[pair.name], matrix)
+        parameter = options.parameter or 0.0
+        if pair.is_convolution and options.conv_parameter is not None:
+            parameter = options.conv_parameter
+        value = 1 / parameter if options.mode == "ratio" else parameter
+        rank = ranks.RULES[MODE_RULES[options.mode]](spectrum.values, value)
+        return spectrum.truncated(min(rank, self.cap(pair)), matrix)
+
+    def cap(self, pair: Pair) -> int:
+        """The rank of mode fixed, and the most that the other modes may choose."""
+        options, shape = self.options, pair.base.weight.shape
+        rank = options.rank
+        if pair.is_convolution and options.conv_rank is not None:
+            rank = options.conv_rank
+        if rank is None and options.mode == "fixed":
+            rank = DEFAULT_RANK
+        most = min(shape[0], math.prod(shape[1:]))
+        return most if rank is None else min(rank, most)
+
+    def _sparse(self, layer: Difference, residual: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The largest entries of what the factors leave, and the matrix they make."""
+        if max(residual.shape) > 65536:
+            raise IncompatibleError(
+                f"a sparse part addresses 65536 rows and columns at most, this layer is {list(residual.shape)}",
+                key=layer.pair.name,
+            )
+        count = max(1, round((1 - self.options.sparsity) * residual.numel()))
+        flat = residual.flatten()
+        chosen = flat.abs().topk(count, sorted=False).indices.sort().values
+        values = layer.save(flat[chosen])
+        matrix = torch.zeros_like(flat)
+        matrix[chosen] = values.to(matrix)
+        columns = residual.shape[1]
+        slots = {
+            "bias_indices": _as_int16(torch.stack([chosen // columns, chosen % columns])),
+            "bias_values": values,
+            "bias_size": _as_int16(torch.tensor(residual.shape)),
+        }
+        return slots, matrix
+
+    def _lokr(self, layer: Difference) -> Stored:
+        delta = layer.delta
+        a, b = factorization(delta.shape[0], self.options.factor)
+        c, d = factorization(delta.shape[1], self.options.factor)
+        w1, w2 = nearest_kronecker(delta.flatten(1), (a, c))
+        slots = {"lokr_w1": layer.save(w1)}
+        rank = None
+        if self.options.rank is None:
+            slots["lokr_w2"] = layer.save(w2.reshape(b, d, *delta.shape[2:]))
+            second = slots["lokr_w2"].to(delta).flatten(1)
+        else:
+            low, _ = leading(w2, self.cap(layer.pair), seed=self.options.seed)
+            rank = low.rank
+            slots |= {"lokr_w2_a": layer.save(low.up), "lokr_w2_b": layer.save(low.down)}
+            second = slots["lokr_w2_a"].to(delta) @ slots["lokr_w2_b"].to(delta)
+        slots["alpha"] = alpha_tensor(float(rank or 1), slots)
+        product = kron(slots["lokr_w1"].to(delta), second)
+        return Stored(slots, "lokr", rank, delta - product.reshape(delta.shape))
+
+    def _dora(self, layer: Difference) -> Stored:
+        axis = 0 if self.options.dora_axis == "out" else 1
+        low, magnitude = nearest_direction(
+            layer.base, layer.tuned, axis, self.cap(layer.pair), seed=self.options.seed
+        )
+        slots = _saved_factors(layer, low)
+        slots["dora_scale"] = layer.save(magnitude)
+        change = dora.delta(
+            slots["dora_scale"].to(layer.delta),
+            self.options.dora_axis,
+            _change(slots).to(layer.delta).reshape(layer.delta.shape),
+            layer.base,
+            strength=1.0,
+            convention="linear",
+        )
+        return Stored(slots, f"lora + dora ({self.options.dora_axis})", low.rank, layer.delta - change)
+
+    def _ia3(self, layer: Difference) -> Stored:
+        """A scaling of rows or of columns, whichever leaves less; noted as unfit if it leaves much."""
+        base, delta = layer.base, layer.delta
+        scalings = [_nearest_scaling(base, delta, axis) for axis in (0, 1)]
+        axis = min((0, 1), key=lambda axis: float((delta - scalings[axis] * base).double().square().sum()))
+        vector = scalings[axis]
+        rest = float((delta - vector * base).double().square().sum())
+        # Rounding the scaled weight to its dtype leaves at most eps/2 of each element.
+        if rest > float((layer.rounding * layer.tuned).double().square().sum()):
+            share = math.sqrt(rest / float(delta.double().square().sum()))
+            self.unfit.append((share, layer.pair.name))
+        shape = [1, -1] + [1] * (base.ndim - 2) if base.ndim > 2 else [-1]
+        slots = {
+            "weight": layer.save(vector.reshape(shape)),
+            "on_input": torch.tensor(axis, dtype=torch.int64),
+        }
+        left = delta - slots["weight"].to(delta).reshape(vector.shape) * base
+        return Stored(slots, "ia3", None, left)
+
+
+def _nearest_scaling(base: Tensor, delta: Tensor, axis: int) -> Tensor:
+    """The vector ``w`` along an axis that minimises ``‖Δ - w ∘ W‖``."""
+    others = [dim for dim in range(base.ndim) if dim != axis]
+    power = (base * base).sum(others, keepdim=True)
+    tiny = torch.finfo(base.dtype).tiny
+    return (delta * base).sum(others, keepdim=True) / power.clamp_min(tiny)
+
+
+def _saved_factors(layer: Difference, low: LowRank) -> dict[str, Tensor]:
+    """A LoRA's slots with ``c = 1``."""
+    factors = lora.from_factors(low, tuple(layer.delta.shape[2:]), torch.float32)
+    slots = {slot: layer.save(tensor) for slot, tensor in factors.items() if slot != "alpha"}
+    slots["alpha"] = alpha_tensor(float(factors["alpha"]), slots)
+    return slots
+
+
+def _change(slots: Mapping[str, Tensor]) -> Tensor:
+    """The change the saved factors give."""
+    core = slots["lora_mid.weight"].float() if "lora_mid.weight" in slots else None
+    up, down = slots["lora_up.weight"].float().flatten(1), slots["lora_down.weight"].float().flatten(1)
+    return LowRank(up, down, core).dense()
+
+
+def _clamped(low: LowRank, quantile: float) -> LowRank:
+    """Both factors cut at a quantile of their absolute values, as older tools do."""
+    values = torch.cat([low.up.flatten(), low.down.flatten()]).abs()
+    limit = float(values.kthvalue(max(1, math.ceil(quantile * values.numel()))).values)
+    return LowRank(low.up.clamp(-limit, limit), low.down.clamp(-limit, limit))
+
+
+def _as_int16(values: Tensor) -> Tensor:
+    """As int16 modulo 65536, which is how the format stores indices and sizes."""
+    return ((values.cpu() + 32768) % 65536 - 32768).to(torch.int16)
