@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +57,7 @@ from lycotool.ops._render import (
     outline,
     without_alpha,
 )
+from lycotool.ops._slices import split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -514,63 +515,15 @@ def _distribution(picked: Sequence[int]) -> dict[str, int]:
 
 
 def _split(adapter: Adapter, options: ResizeOptions) -> ResizeResult:
-    """One file for each multiple of the unit, by slicing: DyLoRA works at every rank."""
-    unit = options.unit or 1
-    modules = list(adapter.modules.values())
-    if any(m.detected.layout is not lora.PLAIN or m.detected.dora_slot for m in modules):
-        raise RefusedError("`--split` slices plain LoRA factors, and this file has others", path=adapter.path,
-                           details=[f"{count} {label}" for label, count in count_labels(adapter).items()],
-                           hint="`--rank` truncates by SVD")  # fmt: skip
-    largest = max(m.dims.rank or 1 for m in modules)
-    odd = [m.name for m in modules if (m.dims.rank or 1) % unit]
-    if odd:
-        raise UsageError(f"--unit {unit} does not divide the rank of {len(odd)} modules", path=adapter.path)
-    folder = Path(options.output or ".")
-    if not folder.is_dir():
-        raise UsageError("`--split` writes several files: `-o` names an existing folder", path=options.output)
-    names = [str(folder / default_name([adapter.path], f"-r{rank}.safetensors"))
-             for rank in range(unit, largest + 1, unit)]  # fmt: skip
-    targets = [prepare_output(name, inputs=adapter.store.files, force=options.force) for name in names]
-    nbytes = 0
-    for target, rank in zip(targets, range(unit, largest + 1, unit), strict=True):
-        tensors = dict(_sliced(adapter, rank, options))
-        plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
-        metadata = {k: v for k, v in adapter.store.metadata.items() if k not in STALE_METADATA}
-        metadata |= {"ss_network_dim": str(rank)}
-        metadata |= provenance("resize", json.dumps({"file": Path(adapter.path).name, "sliced": rank}))
-        plan = FilePlan(plans, metadata, hashed=True)
-        nbytes += plan.nbytes
-        if not options.dry_run:
-            write_file(target, plan, lambda key, tensors=tensors: [as_bytes(tensors[key])])  # type: ignore[misc]
+    names, nbytes = split(adapter, options)
     return ResizeResult(
         outputs=tuple(names),
         modules=(),
         carried={},
-        ranks=_distribution([m.dims.rank or 1 for m in modules]),
+        ranks=_distribution([module.dims.rank or 1 for module in adapter.modules.values()]),
         relative_error=0.0,
         bytes_before=sum(path.stat().st_size for path in adapter.store.files),
         bytes_after=nbytes,
         warnings=(*adapter.warnings, *adapter.notes),
         dry_run=options.dry_run,
     )
-
-
-def _sliced(adapter: Adapter, rank: int, options: ResizeOptions) -> Iterator[tuple[str, Tensor]]:
-    """The first ranks of every module; the scale stays (``--compat kohya``: alpha stays)."""
-    for module in adapter.modules.values():
-        keep = min(rank, module.dims.rank or 1)
-        slots: dict[str, Tensor] = {}
-        for slot, key in module.keys.items():
-            tensor = adapter.store.tensor(key)
-            if slot == "lora_up.weight":
-                tensor = tensor[:, :keep].contiguous()
-            elif slot == "lora_down.weight":
-                tensor = tensor[:keep].contiguous()
-            elif slot.startswith("org_module"):
-                continue
-            dtype = saved_dtype(options.dtype, adapter.store.info(key).dtype)
-            slots[slot] = cast_checked(tensor, dtype, path=adapter.path, key=key)
-        if options.compat != "kohya":
-            slots["alpha"] = alpha_tensor(module.dims.scale * keep, slots)
-        for slot, tensor in slots.items():
-            yield module.keys.get(slot, f"{module.name}.{slot}"), tensor

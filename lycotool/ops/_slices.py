@@ -1,0 +1,93 @@
+"""Slice a DyLoRA into one file for each multiple of its unit; see :mod:`lycotool.ops.resize`.
+
+DyLoRA is trained so that the first rows and columns of its factors work alone; slicing is
+exact, where a truncated SVD would mix them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lycotool.algorithms import lora
+from lycotool.errors import RefusedError, UsageError
+from lycotool.io.dtypes import from_torch
+from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
+from lycotool.ops._adapter import Adapter
+from lycotool.ops._common import as_bytes, cast_checked, count_labels, default_name, provenance, saved_dtype
+from lycotool.ops._render import STALE_METADATA, alpha_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lycotool.ops.resize import ResizeOptions
+
+
+def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int]:
+    """Write one file for each multiple of the unit.
+
+    Returns
+    -------
+    list of str
+        The files, smallest rank first.
+    int
+        Their bytes together.
+
+    Raises
+    ------
+    RefusedError
+        If a module is no plain LoRA.
+    UsageError
+        If the unit does not divide a rank, or ``-o`` is no folder.
+    """
+    unit = options.unit or 1
+    modules = list(adapter.modules.values())
+    if any(m.detected.layout is not lora.PLAIN or m.detected.dora_slot for m in modules):
+        raise RefusedError("`--split` slices plain LoRA factors, and this file has others", path=adapter.path,
+                           details=[f"{count} {label}" for label, count in count_labels(adapter).items()],
+                           hint="`--rank` truncates by SVD")  # fmt: skip
+    largest = max(m.dims.rank or 1 for m in modules)
+    odd = [m.name for m in modules if (m.dims.rank or 1) % unit]
+    if odd:
+        raise UsageError(f"--unit {unit} does not divide the rank of {len(odd)} modules", path=adapter.path)
+    folder = Path(options.output or ".")
+    if not folder.is_dir():
+        raise UsageError("`--split` writes several files: `-o` names an existing folder", path=options.output)
+    names = [str(folder / default_name([adapter.path], f"-r{rank}.safetensors"))
+             for rank in range(unit, largest + 1, unit)]  # fmt: skip
+    targets = [prepare_output(name, inputs=adapter.store.files, force=options.force) for name in names]
+    nbytes = 0
+    for target, rank in zip(targets, range(unit, largest + 1, unit), strict=True):
+        tensors = dict(_sliced(adapter, rank, options))
+        plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
+        metadata = {k: v for k, v in adapter.store.metadata.items() if k not in STALE_METADATA}
+        metadata |= {"ss_network_dim": str(rank)}
+        metadata |= provenance("resize", json.dumps({"file": Path(adapter.path).name, "sliced": rank}))
+        plan = FilePlan(plans, metadata, hashed=True)
+        nbytes += plan.nbytes
+        if not options.dry_run:
+            write_file(target, plan, lambda key, tensors=tensors: [as_bytes(tensors[key])])  # type: ignore[misc]
+    return names, nbytes
+
+
+def _sliced(adapter: Adapter, rank: int, options: ResizeOptions) -> Iterator[tuple[str, Tensor]]:
+    """The first ranks of every module; the scale stays (``--compat kohya``: alpha stays)."""
+    for module in adapter.modules.values():
+        keep = min(rank, module.dims.rank or 1)
+        slots: dict[str, Tensor] = {}
+        for slot, key in module.keys.items():
+            tensor = adapter.store.tensor(key)
+            if slot == "lora_up.weight":
+                tensor = tensor[:, :keep].contiguous()
+            elif slot == "lora_down.weight":
+                tensor = tensor[:keep].contiguous()
+            elif slot.startswith("org_module"):
+                continue
+            dtype = saved_dtype(options.dtype, adapter.store.info(key).dtype)
+            slots[slot] = cast_checked(tensor, dtype, path=adapter.path, key=key)
+        if options.compat != "kohya":
+            slots["alpha"] = alpha_tensor(module.dims.scale * keep, slots)
+        for slot, tensor in slots.items():
+            yield module.keys.get(slot, f"{module.name}.{slot}"), tensor
