@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lycotool.algorithms.base import Reading
 from lycotool.errors import UsageError
-from lycotool.ops._adapter import AdapterInput
+
+if TYPE_CHECKING:  # the registry is not needed for --help and completion
+    from lycotool.algorithms.base import Reading
+    from lycotool.ops._adapter import AdapterInput
 
 _OUTPUT, _REPORT, _COMPUTE, _READING = "Output", "Reports", "Computing", "Contested readings"
 
@@ -90,6 +92,8 @@ def reading(
     glora_old_scale: Literal["once", "twice"],
 ) -> Reading:
     """The contested readings as one value."""
+    from lycotool.algorithms.base import Reading
+
     return Reading(
         alpha_zero=alpha_zero,
         dora_strength=dora_strength,
@@ -109,6 +113,8 @@ def weighted(text: str) -> AdapterInput:
     UsageError
         If the number is not finite.
     """
+    from lycotool.ops._adapter import AdapterInput
+
     path, colon, tail = text.rpartition(":")
     if not colon or not path or Path(text).exists():
         return AdapterInput(text)

@@ -18,8 +18,10 @@ from lycotool.linalg.low_rank import LowRank
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Matrices whose smaller side is at most this long are always decomposed exactly.
-_SMALL = 192
+#: Matrices whose smaller side is at most this long are always decomposed exactly. Measured:
+#: an eigendecomposition of 1280 takes 80 ms on 16 CPU cores and 16 ms on an H100, where the
+#: Krylov way takes 20 ms because its many small steps wait for each other.
+_SMALL = {"cpu": 192, "cuda": 1280}
 
 #: Columns beyond the rank that each Krylov block has.
 _OVERSAMPLING = 8
@@ -91,7 +93,7 @@ def leading(matrix: Tensor, rank: int, *, seed: int) -> tuple[LowRank, Tensor]:
     width, shorter = rank + _OVERSAMPLING, min(matrix.shape)
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     total = float(torch.linalg.vector_norm(wide, dtype=torch.float64)) ** 2
-    if shorter <= _SMALL or 3 * width > shorter or total == 0:
+    if shorter <= _SMALL.get(matrix.device.type, 192) or 3 * width > shorter or total == 0:
         return _by_exact(matrix, rank)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     start = torch.randn(wide.shape[1], width, generator=generator, dtype=torch.float32)
