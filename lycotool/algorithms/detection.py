@@ -6,6 +6,7 @@ put DoRA over the algorithm's own formula where the module has a magnitude.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,22 @@ class Detected:
         if self.layout.use_conv_cp and self.algorithm.resize_conv_cp is not None:
             return self.algorithm.resize_conv_cp
         return self.algorithm.resize
+
+    def check_fits(self, shape: Shape) -> None:
+        """Compare what the sizes imply with a weight's shape, both flattened.
+
+        Raises
+        ------
+        MismatchError
+            With both sizes.
+        """
+        rows, columns = self.layout.rows(self.sizes), self.layout.columns(self.sizes)
+        found = (shape[0] if shape else 1, math.prod(shape[1:]))
+        if rows not in (None, found[0]) or columns not in (None, found[1]):
+            made_for = f"{'any' if rows is None else rows}x{'any' if columns is None else columns}"
+            raise MismatchError(
+                f"is made for a {made_for} weight, this one is {found[0]}x{found[1]} (shape {list(shape)})"
+            )
 
     @property
     def label(self) -> str:
@@ -151,6 +168,7 @@ def weight_change(
     MismatchError
         If the tensors do not fit ``shape``.
     """
+    detected.check_fits(shape)
     inner = detected.algorithm.delta(module, shape, base)
     if detected.dora_slot is None or detected.dora_axis is None:
         return inner if strength == 1.0 else strength * inner

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lycotool.errors import BadInputError, IncompatibleError
 
@@ -37,11 +37,11 @@ class PeftScales:
                 "fan_in_fan_out adapters (transposed weights) are not supported", path=path
             )
         self._path = path
-        self._rank = self._number(config.get("r", 8), "r")
+        self._rank = self._positive(config.get("r", 8), "r")
         alpha = config.get("lora_alpha", config.get("alpha", self._rank))
         self._alpha = self._number(alpha, "lora_alpha")
-        self._ranks = self._pattern(config.get("rank_pattern"))
-        self._alphas = self._pattern(config.get("alpha_pattern"))
+        self._ranks = self._pattern(config.get("rank_pattern"), self._positive)
+        self._alphas = self._pattern(config.get("alpha_pattern"), self._number)
         self._rslora = bool(config.get("use_rslora"))
         init = config.get("init_lora_weights")
         #: Initialisations that also change the base weight, so the adapter fits only that.
@@ -53,21 +53,36 @@ class PeftScales:
         alpha = self._lookup(self._alphas, module, self._alpha)
         return alpha / (math.sqrt(rank) if self._rslora else rank)
 
-    def _lookup(self, patterns: Mapping[str, float], module: str, default: float) -> float:
+    def _lookup(self, patterns: Mapping[re.Pattern[str], float], module: str, default: float) -> float:
         for pattern, value in patterns.items():
-            if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
+            if pattern.fullmatch(module):
                 return value
         return default
 
-    def _pattern(self, value: object) -> Mapping[str, float]:
+    def _pattern(
+        self, value: object, number: Callable[[object, str], float]
+    ) -> Mapping[re.Pattern[str], float]:
         if not isinstance(value, dict):
             return {}
-        return {str(key): self._number(number, str(key)) for key, number in value.items()}
+        patterns = {}
+        for key, entry in value.items():
+            try:
+                pattern = re.compile(rf"(?:.*\.)?(?:{key})")
+            except re.error as error:
+                raise BadInputError(f"{key} is no regular expression: {error}", path=self._path) from None
+            patterns[pattern] = number(entry, str(key))
+        return patterns
 
     def _number(self, value: object, name: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise BadInputError(f"{name} is {value!r}, expected a number", path=self._path)
         return float(value)
+
+    def _positive(self, value: object, name: str) -> float:
+        number = self._number(value, name)
+        if number <= 0:
+            raise BadInputError(f"{name} is {value!r}, expected a positive number", path=self._path)
+        return number
 
 
 def scales_from_metadata(metadata: Mapping[str, str], path: str) -> dict[str, PeftScales]:

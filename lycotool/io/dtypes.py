@@ -44,6 +44,11 @@ def to_torch(name: str) -> torch.dtype:
     return dtype
 
 
+def has_name(dtype: torch.dtype) -> bool:
+    """Whether safetensors files can hold this dtype."""
+    return str(dtype).removeprefix("torch.") in _TORCH_NAMES.values()
+
+
 def from_torch(dtype: torch.dtype) -> str:
     """The safetensors name of a torch dtype."""
     attribute = str(dtype).removeprefix("torch.")

@@ -56,10 +56,13 @@ def open_store(name: str, *, allow_pickle: bool = False) -> TensorStore:
     if name == "-":
         return _single(_spool_stdin(), shown_as="-", allow_pickle=False)
     path = Path(name)
-    if path.is_symlink() and not path.exists():
-        raise UsageError("this symlink leads nowhere", path=name)
-    if not path.exists():
-        raise UsageError("no such file", path=name)
+    try:
+        if path.is_symlink() and not path.exists():
+            raise UsageError("this symlink leads nowhere", path=name)
+        if not path.exists():
+            raise UsageError("no such file", path=name)
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+        raise UsageError(f"no file can have this name: {error}", path=name[:200]) from None
     if path.is_dir():
         return _open_folder(path, allow_pickle=allow_pickle)
     if path.name.endswith(".index.json"):

@@ -6,12 +6,15 @@ This is the one place of the package that calls ``torch.load``.
 from __future__ import annotations
 
 import pickle
+import pickletools
+import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lycotool.errors import BadInputError, UnsafeError
-from lycotool.io.dtypes import from_torch
+from lycotool.io.dtypes import from_torch, has_name
 from lycotool.io.header import TensorInfo
 from lycotool.lazy import torch
 
@@ -60,20 +63,44 @@ class PickleFile:
             yield self._bytes(name)
 
 
-def _load(path: Path) -> dict[str, torch.Tensor]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise BadInputError("a compressed archive; torch.save never compresses", path=path)
+def _globals(path: Path) -> list[str]:
+    """What a bare pickle would import, found by reading its instructions, not running them."""
+    found: list[str] = []
+    strings: list[str] = []
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        for operation, argument, _ in pickletools.genops(path.read_bytes()):
+            if isinstance(argument, str):
+                strings.append(argument)
+            if operation.name == "GLOBAL":
+                found.append(str(argument).replace(" ", "."))
+            elif operation.name == "STACK_GLOBAL":
+                found.append(".".join(strings[-2:]))
+    except Exception:  # noqa: BLE001 - the instructions may be cut anywhere
+        return found
+    return found
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise BadInputError("a compressed archive; torch.save never compresses", path=path)
+        with warnings.catch_warnings():  # what is unusual about it ends in an error
+            warnings.simplefilter("ignore")
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        name = str(error).split("GLOBAL ")[-1].split(" ")[0]
-        raise UnsafeError(f"the pickle asks for more than tensors: {name}", path=path) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise BadInputError(
-            f"a truncated or damaged pickle: {str(error).splitlines()[0]}", path=path
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        wanted = [named[1]] if named else _globals(path)
+        raise UnsafeError(
+            f"the pickle asks for more than tensors: {', '.join(wanted) or 'unsupported instructions'}",
+            path=path,
         ) from None
+    except (BadInputError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - the unpickler fails in any way on damaged bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInputError(f"a truncated or damaged pickle: {reason}", path=path) from None
     if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):
@@ -81,4 +108,7 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
     tensors = {str(name): value for name, value in found.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise BadInputError("not a state dict: the pickle holds no tensors", path=path)
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or not has_name(tensor.dtype):
+            raise BadInputError(f"is {tensor.dtype}, which no file of weights holds", path=path, key=name)
     return tensors

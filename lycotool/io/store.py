@@ -211,6 +211,8 @@ class TensorStore:
         entry.file.read_into(entry.name, memoryview(raw))
         if info.dtype == "BF16":  # the upper half of a float32
             return float(struct.unpack("<f", b"\0\0" + raw)[0])
+        if info.dtype.startswith("F8"):  # too rare to be worth decoding without torch
+            return float(self.tensor(name).float())
         if info.dtype not in _SCALAR_FORMATS:
             raise BadInputError(f"is {info.dtype}, expected a number", path=self.path, key=name)
         return float(struct.unpack(_SCALAR_FORMATS[info.dtype], raw)[0])

@@ -4,7 +4,7 @@ The steps, each of which a caller may rely on:
 
 1. before any tensor is read, :func:`prepare_output` checks that the target can be written;
 2. the header is written first (its size is known from the plan), then the tensors as they
-   come, in the library's own order: larger elements first, then by name;
+   come, in the library's own order: by dtype, larger elements first, then by name;
 3. the data goes to a file without a name (``O_TMPFILE``) or, where that does not exist, to
    a hidden temporary file in the same folder; space is reserved at once;
 4. the file is flushed to disk, its header read back, and only then takes the target's name;
@@ -67,7 +67,8 @@ class FilePlan:
     hashed: bool = False
 
     def __post_init__(self) -> None:
-        ordered = sorted(self.tensors.items(), key=lambda item: (-DTYPE_BITS[item[1].dtype], item[0]))
+        place = {dtype: -index for index, dtype in enumerate(DTYPE_BITS)}
+        ordered = sorted(self.tensors.items(), key=lambda item: (place[item[1].dtype], item[0]))
         object.__setattr__(self, "tensors", dict(ordered))
 
     @property
@@ -81,11 +82,12 @@ class FilePlan:
 
     def legacy_header(self) -> bytes:
         """The header ``sshs_legacy_hash`` is defined on: ``ss_*`` metadata alone."""
-        return self._encode({k: v for k, v in self.metadata.items() if k.startswith("ss_")})
+        return self._encode({k: v for k, v in self.metadata.items() if k.startswith("ss_")}, always=True)
 
-    def _encode(self, metadata: Mapping[str, str]) -> bytes:
+    def _encode(self, metadata: Mapping[str, str], *, always: bool = False) -> bytes:
+        """The header; ``always`` writes the metadata even when it is empty, as an empty dict does."""
         document: dict[str, object] = {}
-        if metadata:
+        if metadata or always:
             document["__metadata__"] = dict(sorted(metadata.items()))
         position = 0
         for name, plan in self.tensors.items():
@@ -127,10 +129,10 @@ def prepare_output(path: str, *, inputs: Iterable[Path], force: bool) -> Path | 
                               hint="redirect standard output, or name a file with `-o`")  # fmt: skip
         return None
     target = Path(path)
-    if target.is_symlink() and not target.exists():
-        raise OutputError("is a symlink that leads nowhere", path=path)
     resolved = Path(os.path.realpath(target))
     try:
+        if target.is_symlink() and not target.exists():
+            raise OutputError("is a symlink that leads nowhere", path=path)
         found = resolved.stat()
     except FileNotFoundError:
         found = None
@@ -291,8 +293,8 @@ def _nameless_file(target: Path) -> Iterator[tuple[int, Callable[[int], None]]]:
         if not named:
             _link_descriptor(descriptor, temporary)
             named = True
+        is_open = False  # whatever close says, the descriptor is gone
         os.close(descriptor)  # before the rename: Windows refuses to replace an open file
-        is_open = False
         temporary.chmod(mode)
         temporary.replace(target)
         named = False

@@ -99,12 +99,11 @@ def leading(matrix: Tensor, rank: int, *, seed: int) -> tuple[LowRank, Tensor]:
     start = torch.randn(wide.shape[1], width, generator=generator, dtype=torch.float32)
     basis = _orthonormal(wide @ start.to(wide))  # (shorter, width)
     projected = basis.T @ wide  # (width, longer)
-    captured = 0.0
+    captured = float(torch.linalg.eigvalsh(projected.double() @ projected.double().T)[-rank:].sum())
     while 2 * basis.shape[1] <= shorter:
         block = wide @ projected[-width:].T
-        for _ in range(2):  # once more, for what rounding left of the old directions
-            block = block - basis @ (basis.T @ block)
-        block = _orthonormal(block)
+        for _ in range(2):  # twice: a block that is all rounding has old directions in it again
+            block = _orthonormal(block - basis @ (basis.T @ block))
         basis = torch.cat([basis, block], dim=1)
         projected = torch.cat([projected, block.T @ wide])
         small = projected.double()

@@ -24,7 +24,7 @@ RankRule = Callable[["Tensor", float], int]
 
 def fixed(values: Tensor, rank: float) -> int:
     """``rank`` itself, as far as there are values."""
-    return _bounded(int(rank), values)
+    return max(1, min(int(rank), len(values)))
 
 
 def threshold(values: Tensor, least: float) -> int:
@@ -57,6 +57,8 @@ def knee(values: Tensor, unused: float = 0) -> int:
 
 def cumulative_knee(values: Tensor, unused: float = 0) -> int:
     """The knee of the running sum (``sv_cumulative_knee``)."""
+    if not values[1:].any():
+        return 1
     x, y = _unit(torch.arange(len(values), dtype=values.dtype)), _unit(values.cumsum(0))
     return _bounded(int((y - x).abs().argmax()) + 1, values)
 
@@ -70,6 +72,9 @@ def relative_decrease(values: Tensor, least: float) -> int:
 
 
 def _bounded(count: int, values: Tensor) -> int:
+    """At least 1 and at most all; nothing but zeros is rank 1 whatever the rule says."""
+    if not len(values) or values[0] == 0:
+        return 1
     return max(1, min(count, len(values)))
 
 

@@ -96,9 +96,10 @@ def _mixing(grams_left: Tensor, grams_right: Tensor) -> tuple[Tensor, Tensor, Te
     root = basis * powers.clamp_min(0).sqrt().unsqueeze(-2)  # F, with G = F Fᵀ
     squares, directions = torch.linalg.eigh(root.mT @ grams_right @ root)
     values = squares.flip(-1).clamp_min(0).sqrt()
-    # A zero value has no direction of its own: leave its columns zero.
-    largest = values[..., :1]
-    keep = values > largest * 1e-12
+    # What is below the rounding of the squares is noise, and so is its direction: zero.
+    noise = 16 * values.shape[-1] * torch.finfo(values.dtype).eps
+    keep = values.square() > noise * values[..., :1].square()
+    values = torch.where(keep, values, 0)
     inverse = torch.where(keep, 1 / torch.where(keep, values, 1), 0)
     mix_down = (root @ directions.flip(-1)) * inverse.unsqueeze(-2)
     mix_down = mix_down * _signs(mix_down)

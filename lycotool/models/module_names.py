@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from lycotool.models.naming import ANY, canonical, flat, split_name
 
+#: What stands inside `text_model` in transformers' CLIP; the projection stands beside it.
+_TEXT_MODEL = ("embeddings_", "encoder_", "final_layer_norm")
+
 
 @dataclass(frozen=True, slots=True)
 class KohyaNames:
@@ -36,7 +39,8 @@ class KohyaNames:
         if component in ("te1", "te2"):
             number = component.removeprefix("te") if self.two_text_encoders else ""
             path = canonical(component, own)
-            return f"lora_te{number}_text_model_{path}"
+            inside = "text_model_" if path.startswith(_TEXT_MODEL) else ""
+            return f"lora_te{number}_{inside}{path}"
         if component in ("unet", ANY):
             return "lora_unet_" + (own if self.two_text_encoders else canonical("unet", own))
         return f"lora_{component}_{own}"

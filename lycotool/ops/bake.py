@@ -224,7 +224,7 @@ def _match(
             place = (layer.weight.key, layer.weight.rows)
             if (other := taken.setdefault(place, module.name)) != module.name:
                 raise MismatchError(f"changes the same layer as {other}")
-            _check_shape(module, layer, store.shapes)
+            module.detected.check_fits(layer.weight.shape)
             found = _edits_of(adapter, module, layer, strength)
         except (AmbiguousNameError, MismatchError) as error:
             faults.append(IncompatibleError(str(error), path=adapter.path, key=module.name))
@@ -247,26 +247,6 @@ def _match(
         unmatched=tuple(unmatched),
         algorithms=count_labels(adapter),
     )
-
-
-def _check_shape(module: AdapterModule, layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare what the tensors imply with the layer they are for."""
-    layout, sizes, shape = module.detected.layout, module.detected.sizes, layer.weight.shape
-    rows, columns = layout.rows(sizes), layout.columns(sizes)
-    found = (shape[0] if shape else 1, _product(shape[1:]))
-    if rows not in (None, found[0]) or columns not in (None, found[1]):
-        expected = f"{'any' if rows is None else rows}x{'any' if columns is None else columns}"
-        raise MismatchError(
-            f"is made for a {expected} weight, but {layer.weight.key} is "
-            f"{found[0]}x{found[1]} (shape {list(shape)})"
-        )
-
-
-def _product(sizes: Sequence[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
 
 
 def _edits_of(adapter: Adapter, module: AdapterModule, layer: Layer, strength: float) -> list[_Edit]:
