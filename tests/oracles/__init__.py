@@ -1,0 +1,1 @@
+"""Tests whose expected values other programs compute: LyCORIS, PEFT and diffusers."""
