@@ -89,6 +89,9 @@ class Layout:
         trainers.
     accepts
         A condition on the sizes beyond the axes; the text says what it demands.
+    prefers
+        Which reading to take when the shapes fit this layout and another one of the
+        algorithm: the one whose sizes meet this condition.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Layout:
     linear_in: tuple[str, ...] = ()
     use_conv_cp: bool = False
     accepts: tuple[Callable[[Sizes], bool], str] | None = None
+    prefers: Callable[[Sizes], bool] | None = None
 
     @property
     def required(self) -> frozenset[str]:

@@ -121,6 +121,8 @@ def _detect_plain(header: Header, hint: str | None) -> tuple[Algorithm, Layout, 
         except MismatchError as error:
             faults.append(str(error))
     if len(fits) > 1:
+        fits = [fit for fit in fits if fit[1].prefers is None or fit[1].prefers(fit[2])] or fits
+    if len(fits) > 1:
         names = " and ".join(f"{a.name} ({layout.name})" for a, layout, _ in fits)
         raise MismatchError(f"fits both {names}")
     if not fits:

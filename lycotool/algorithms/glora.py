@@ -35,8 +35,6 @@ def _is_low_rank(sizes: Sizes) -> bool:
     return size_of("rank")(sizes) < size_of("in")(sizes)
 
 
-_CONDITION = (_is_low_rank, "a1 and a2 are square: the old and the new layout cannot be told apart")
-
 NEW = Layout(
     name="new",
     slots=(
@@ -49,7 +47,7 @@ NEW = Layout(
     rows=size_of("out"),
     columns=size_of("in", "kernel"),
     linear_in=("a1.weight", "b1.weight"),
-    accepts=_CONDITION,
+    prefers=_is_low_rank,
 )
 
 OLD = Layout(
@@ -64,7 +62,7 @@ OLD = Layout(
     rows=size_of("out"),
     columns=size_of("in", "kernel"),
     linear_in=("a2.weight", "b2.weight"),
-    accepts=_CONDITION,
+    prefers=_is_low_rank,
 )
 
 

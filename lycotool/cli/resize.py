@@ -186,7 +186,7 @@ def _show(out: Output, result: ResizeResult, *, modules: bool) -> None:
         for m in result.modules:
             out.note(
                 f"{m.name}: {m.type}: rank {m.old_rank} -> {m.new_rank}, kept {m.kept_fro:.2%} of the norm, "
-                f"{m.kept_sum:.2%} of the sum, max ratio {m.max_ratio:.4g}"
+                f"{m.kept_sum:.2%} of the sum, max ratio {'-' if m.max_ratio is None else f'{m.max_ratio:.4g}'}"
             )
     ranks = ", ".join(f"{rank}: {count}" for rank, count in result.ranks.items())
     carried = "".join(f", {count} {label} carried over" for label, count in result.carried.items())

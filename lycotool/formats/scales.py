@@ -96,6 +96,8 @@ def scales_from_metadata(metadata: Mapping[str, str], path: str) -> dict[str, Pe
         raise BadInputError("lora_adapter_metadata is not valid JSON", path=path) from None
     if not isinstance(document, dict):
         raise BadInputError("lora_adapter_metadata is not an object", path=path)
+    if "peft_type" in document or "r" in document:  # saved by a model: one config, no prefix
+        return {"": PeftScales(document, path)}
     parts: dict[str, dict[str, object]] = {}
     for key, value in document.items():
         component, _, option = str(key).partition(".")

@@ -102,7 +102,7 @@ def leading(matrix: Tensor, rank: int, *, seed: int) -> tuple[LowRank, Tensor]:
     captured = float(torch.linalg.eigvalsh(projected.double() @ projected.double().T)[-rank:].sum())
     while 2 * basis.shape[1] <= shorter:
         block = wide @ projected[-width:].T
-        for _ in range(2):  # twice: a block that is all rounding has old directions in it again
+        for _ in range(3):  # a block that is all rounding has old directions in it again
             block = _orthonormal(block - basis @ (basis.T @ block))
         basis = torch.cat([basis, block], dim=1)
         projected = torch.cat([projected, block.T @ wide])

@@ -141,6 +141,7 @@ def allocate(
     spectra: Sequence[Tensor],
     costs: Sequence[int],
     *,
+    caps: Sequence[int] | None = None,
     budget: int | None = None,
     error: float | None = None,
 ) -> list[int]:
@@ -156,6 +157,8 @@ def allocate(
         Singular values of each module, scale included.
     costs
         Bytes one more rank takes in each module.
+    caps
+        The most each module may get.
     budget
         Bytes to spend, rank 1 of every module included; or
     error
@@ -174,10 +177,13 @@ def allocate(
     total = sum(map(sum, squares))
     discarded = sum(sum(values[1:]) for values in squares)
     allowed = None if error is None else error**2 * total
+    limits = [len(values) for values in squares]
+    if caps is not None:
+        limits = [min(limit, cap) for limit, cap in zip(limits, caps, strict=True)]
     queue = [
         (-values[1] / cost, index)
-        for index, (values, cost) in enumerate(zip(squares, costs, strict=True))
-        if len(values) > 1
+        for index, (values, cost, limit) in enumerate(zip(squares, costs, limits, strict=True))
+        if limit > 1
     ]
     heapq.heapify(queue)
     while queue and (allowed is None or discarded > allowed):
@@ -189,6 +195,6 @@ def allocate(
         spent += costs[index]
         discarded -= squares[index][ranks[index]]
         ranks[index] += 1
-        if ranks[index] < len(squares[index]):
+        if ranks[index] < limits[index]:
             heapq.heappush(queue, (-squares[index][ranks[index]] / costs[index], index))
     return ranks

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lycotool.models.naming import ANY, split_name, split_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """A checkpoint tensor, or some rows of one.
+    """A checkpoint tensor, some rows of one, or its transpose.
 
-    OpenCLIP keeps q, k and v in one ``in_proj_weight``; an adapter names them apart.
+    OpenCLIP keeps q, k and v in one ``in_proj_weight``, which an adapter names apart, and
+    its ``text_projection`` is the transpose of the linear layer an adapter means. ``shape``
+    is that of the adapter's layer.
     """
 
     key: str
     shape: Shape
     rows: tuple[int, int] | None = None
+    is_transposed: bool = False
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The layer's weight as a view of the checkpoint's tensor."""
+        if self.is_transposed:
+            return tensor.T
+        return tensor if self.rows is None else tensor[slice(*self.rows)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +104,8 @@ def _layers_at(key: str, shapes: Mapping[str, Shape]) -> list[Layer]:
         return _fused_attention(key, shapes)
     if key.endswith((".bias", ".in_proj_bias")):
         return []
-    if key.endswith(".text_projection"):
-        return []  # OpenCLIP stores the transpose of what adapters call text_projection
+    if key.endswith(".text_projection") and len(shapes[key]) == 2:
+        return [Layer(key, Param(key, shapes[key][::-1], is_transposed=True), None)]
     path = key.removesuffix(".weight")
     bias_key = f"{path}.bias"
     bias = Param(bias_key, shapes[bias_key]) if bias_key in shapes and key != path else None

@@ -46,6 +46,7 @@ _DOTTED_PREFIXES: tuple[tuple[str, str], ...] = (
     ("conditioner.embedders.0.model.", "te1"),
     ("conditioner.embedders.1.model.", "te2"),
     ("text_encoders.clip_l.transformer.", "te1"),
+    ("text_encoders.clip_h.transformer.", "te1"),
     ("text_encoders.clip_g.transformer.", "te2"),
     ("text_encoders.t5xxl.transformer.", "te3"),
     ("text_encoder_3.", "te3"),

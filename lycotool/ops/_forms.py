@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lycotool.algorithms import dora, lora
 from lycotool.errors import IncompatibleError
+from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg import ranks
 from lycotool.linalg.dense import exact, leading, nearest_kronecker, tucker
@@ -97,6 +98,28 @@ class Forms:
             return self._ia3(layer)
         return self._lora(layer)
 
+    def slots_at_rank_1(self, layer: Difference) -> dict[str, TensorPlan]:
+        """What :meth:`store` gives at rank 1, as plans: dtype and shape of each slot."""
+        shape, dtype = tuple(layer.delta.shape), layer.dtype
+        if not layer.pair.is_matrix:
+            return {"diff": TensorPlan(dtype, shape)}
+        ones = (1,) * (len(shape) - 2)
+        slots = {
+            "lora_up.weight": TensorPlan(dtype, (shape[0], 1, *ones)),
+            "lora_down.weight": TensorPlan(dtype, (1, *shape[1:])),
+            "alpha": TensorPlan("F32", ()),
+        }
+        if self.options.sparse_bias:
+            count = self._sparse_count(layer.delta.numel())
+            slots["bias_indices"] = TensorPlan("I16", (2, count))
+            slots["bias_values"] = TensorPlan(dtype, (count,))
+            slots["bias_size"] = TensorPlan("I16", (2,))
+        return slots
+
+    def _sparse_count(self, numel: int) -> int:
+        """How many entries the sparse part keeps."""
+        return max(1, round((1 - self.options.sparsity) * numel))
+
     def _dense(self, layer: Difference, slot: str) -> Stored:
         saved = layer.save(layer.delta)
         label = "norm" if slot == "w_norm" else "full"
@@ -153,7 +176,7 @@ class Forms:
                 f"a sparse part addresses 65536 rows and columns at most, this layer is {list(residual.shape)}",
                 key=layer.pair.name,
             )
-        count = max(1, round((1 - self.options.sparsity) * residual.numel()))
+        count = self._sparse_count(residual.numel())
         flat = residual.flatten()
         chosen = flat.abs().topk(count, sorted=False).indices.sort().values
         values = layer.save(flat[chosen])

@@ -206,7 +206,7 @@ class Merger:
             )
         param = layer.weight
         weight = self._base.tensor(param.key).to(self._device, torch.float32)
-        return weight if param.rows is None else weight[slice(*param.rows)]
+        return param.view(weight)
 
     def _shape(self, place: tuple[str, str], parts: Sequence[Part]) -> Shape:
         """The layer's weight shape: from the base, from a part that tells it, or by its name."""

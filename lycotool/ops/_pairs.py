@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,10 +13,13 @@ from lycotool.io.dtypes import FLOATING
 from lycotool.io.store import TensorStore
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex
 from lycotool.models.module_names import KohyaNames
-from lycotool.ops._common import listed
+from lycotool.models.naming import ANY
+from lycotool.ops._common import listed, refuse_scaled
 
 #: Names of layers that look things up rather than multiply.
 _EMBEDDINGS = ("embedding", "embeddings", "embed_tokens", "shared")
+
+_ENCODER_LAYER = re.compile(r"encoder_layers_(\d+)_")
 
 Places = Mapping[tuple[str, str], Layer]
 
@@ -68,7 +72,7 @@ def pair_layers(
     IncompatibleError
         If they are not of one model, naming the first layers that differ.
     """
-    ours, theirs = _places(base), _places(tuned)
+    ours, theirs = _aligned(_places(base), _places(tuned))
     _check_same_model(ours, theirs, base.path, tuned.path)
     names = KohyaNames.of(component for component, _ in ours)
     pairs = Pairs()
@@ -81,11 +85,17 @@ def pair_layers(
         dtypes = {base.info(layer.weight.key).dtype, tuned.info(pair.tuned.weight.key).dtype}
         if component == "vae":
             pairs.skip("part of the VAE", layer.path)
+        elif not layer.weight.shape:
+            pairs.skip("a single number", layer.path)
         elif not dtypes <= FLOATING:
             pairs.skip("not a floating-point weight", layer.path)
         elif not _is_chosen(pair, include, exclude):
             pairs.skip("left out by --include or --exclude", layer.path)
         else:
+            for store, one in ((base, pair.base), (tuned, pair.tuned)):
+                refuse_scaled(store, one.weight.key)
+            if (pair.base.bias is None) != (pair.tuned.bias is None):
+                pairs.skip("in one checkpoint only", f"{layer.path}.bias")
             pairs.chosen.append(pair)
     for place, layer in theirs.items():
         if place not in ours:
@@ -100,24 +110,67 @@ def _places(store: TensorStore) -> Places:
         raise IncompatibleError(str(error), path=store.path) from None
 
 
+def _aligned(ours: Places, theirs: Places) -> tuple[Places, Places]:
+    """Give a file of bare paths the component of the other's denoiser."""
+
+    def named(these: Places, others: Places) -> Places:
+        if {component for component, _ in these} == {ANY} and any(c == "unet" for c, _ in others):
+            return {("unet", path): layer for (_, path), layer in these.items()}
+        return these
+
+    return named(ours, theirs), named(theirs, ours)
+
+
 def _check_same_model(ours: Places, theirs: Places, base: str, tuned: str) -> None:
-    """Demand equal layers in every component both have; the VAE and buffers may differ."""
+    """Demand the same layers in every model both have, and the same shapes.
+
+    One text encoder may have one last layer more (SD 2.x files keep a layer that diffusers
+    drops) and a projection; the VAE and buffers may be missing.
+    """
     shared = {component for component, _ in ours} & {component for component, _ in theirs}
+    if not shared:
+        faults = [f"{layer.path}: not in {tuned}" for layer in list(ours.values())[:5]]
+        faults += [f"{layer.path}: not in {base}" for layer in list(theirs.values())[:5]]
+        raise IncompatibleError(f"not the same model as {base}", path=tuned, details=faults)
+    strict = shared - {"vae", ANY} or shared & {ANY}
     faults = []
     for these, others, where in ((ours, theirs, tuned), (theirs, ours, base)):
+        missing = {
+            place: layer
+            for place, layer in these.items()
+            if place not in others and place[0] in strict and _is_weight(layer)
+        }
         faults += [
             f"{layer.path}: not in {where}"
-            for place, layer in these.items()
-            if place not in others and place[0] in shared - {"vae"} and _is_weight(layer)
+            for place, layer in missing.items()
+            if not _is_spare(place, missing)
         ]
     for place, layer in ours.items():
         if place in theirs:
-            one, two = layer.weight.shape, theirs[place].weight.shape
-            # A 1x1 convolution and a linear layer are the same matrix.
-            if one[:1] != two[:1] or math.prod(one) != math.prod(two):
-                faults.append(f"{layer.path}: shape {list(one)} against {list(two)}")
-    if faults or not shared:
+            faults += _differing_shapes(layer, theirs[place])
+    if faults:
         raise IncompatibleError(f"not the same model as {base}", path=tuned, details=listed(faults))
+
+
+def _is_spare(place: tuple[str, str], missing: Places) -> bool:
+    """Whether a missing layer belongs to the last block of a text encoder, or projects out of it."""
+    component, path = place
+    if component not in ("te1", "te2", "te3"):
+        return False
+    if path == "text_projection":
+        return True
+    blocks = {m[1] for c, p in missing if c == component and (m := _ENCODER_LAYER.match(p))}
+    return len(blocks) == 1 and bool(_ENCODER_LAYER.match(path))
+
+
+def _differing_shapes(one: Layer, two: Layer) -> list[str]:
+    a, b = one.weight.shape, two.weight.shape
+    # A 1x1 convolution and a linear layer are the same matrix.
+    if a[:1] != b[:1] or math.prod(a) != math.prod(b):
+        return [f"{one.path}: shape {list(a)} against {list(b)}"]
+    if one.bias and two.bias and one.bias.shape != two.bias.shape:
+        return [f"{one.bias.key}: shape {list(one.bias.shape)} against {list(two.bias.shape)}"]
+    return []
 
 
 def _is_weight(layer: Layer) -> bool:

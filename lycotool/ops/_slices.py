@@ -63,7 +63,10 @@ def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int]:
         tensors = dict(_sliced(adapter, rank, options))
         plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
         metadata = {k: v for k, v in adapter.store.metadata.items() if k not in STALE_METADATA}
+        alphas = {float(t) for key, t in tensors.items() if key.endswith(".alpha")}
         metadata |= {"ss_network_dim": str(rank)}
+        if len(alphas) == 1:
+            metadata["ss_network_alpha"] = f"{alphas.pop():g}"
         metadata |= provenance("resize", json.dumps({"file": Path(adapter.path).name, "sliced": rank}))
         plan = FilePlan(plans, metadata, hashed=True)
         nbytes += plan.nbytes

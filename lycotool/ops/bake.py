@@ -39,15 +39,13 @@ from lycotool.ops._common import (
     default_name,
     listed,
     provenance,
+    refuse_scaled,
     saved_dtype,
 )
 from lycotool.ops._render import STALE_METADATA
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-#: Keys beside a weight that say its stored values are to be multiplied by something.
-_QUANTISATION_KEYS = ("scale_weight", "weight_scale", "weight.absmax", "weight.quant_state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,12 +288,7 @@ def _check_editable(store: TensorStore, edits: Mapping[str, object]) -> None:
                 path=store.path,
                 key=key,
             )
-        stem = key.removesuffix("weight")
-        if dtype.startswith("F8") and any(stem + name in store.entries for name in _QUANTISATION_KEYS):
-            raise IncompatibleError(
-                "is a scaled float8 weight, which is not supported yet", path=store.path, key=key,
-                hint="use the fp16 or bf16 version of this checkpoint",
-            )  # fmt: skip
+        refuse_scaled(store, key)
 
 
 def _edited(store: TensorStore, key: str, edits: Sequence[_Edit], device: torch.device) -> Tensor:
@@ -310,7 +303,7 @@ def _edited(store: TensorStore, key: str, edits: Sequence[_Edit], device: torch.
     for edit in edits:
         change = _change(edit, base, dtype)
         if change is not None:
-            (total if edit.param.rows is None else total[slice(*edit.param.rows)]).add_(change)
+            edit.param.view(total).add_(change)
     return total
 
 
@@ -319,7 +312,7 @@ def _change(edit: _Edit, base: Tensor, dtype: torch.dtype) -> Tensor | None:
     bound = edit.adapter.load(edit.module, base.device, dtype)
     if edit.part == "bias":
         return bias_change(edit.module.detected, bound, strength=edit.strength)
-    part = base if edit.param.rows is None else base[slice(*edit.param.rows)]
+    part = edit.param.view(base)
     try:
         return weight_change(edit.module.detected, bound, edit.param.shape, part, strength=edit.strength)
     except MismatchError as error:

@@ -39,7 +39,7 @@ from lycotool.ops._common import (
     provenance,
     saved_dtype,
 )
-from lycotool.ops._forms import MODE_RULES, Difference, Forms
+from lycotool.ops._forms import DEFAULT_RANK, MODE_RULES, Difference, Forms
 from lycotool.ops._pairs import Pair, pair_layers
 
 if TYPE_CHECKING:
@@ -194,6 +194,14 @@ def _check_options(options: ExtractOptions) -> None:
         raise UsageError(f"--size is {options.size} bytes")
     if options.sparse_bias and (options.use_conv_cp or options.algo != "lora"):
         raise UsageError("`--sparse-bias` goes with plain LoRA factors only")
+    if options.sparse_bias and options.mode == "full":
+        raise UsageError("mode full leaves nothing for `--sparse-bias`")
+    if options.mode in ("fixed", "full", "size", "error") and (
+        options.parameter is not None or options.conv_parameter is not None
+    ):
+        raise UsageError(f"mode {options.mode} takes no --param")
+    if options.factor == 0 or options.factor < -1:
+        raise UsageError(f"--factor is {options.factor}, expected -1 or at least 1")
     if not 0 < options.sparsity < 1:
         raise UsageError(f"--sparsity is {options.sparsity}, expected a share between 0 and 1")
     if options.use_conv_cp and (options.algo != "lora" or options.mode != "fixed"):
@@ -269,12 +277,16 @@ class _Extractor:
     def metadata(self) -> dict[str, str]:
         """What loaders and people read."""
         options = self._options
-        used = sorted({m.rank for m in self._modules if m.rank is not None})
-        dim = str(used[0]) if len(used) == 1 else "Dynamic"
+        used = {m.rank for m in self._modules if m.rank is not None}
+        dim = str(used.pop()) if len(used) == 1 else "Dynamic"
+        if used and options.mode == "fixed" and options.algo in ("lora", "dora"):
+            dim = str(options.rank or DEFAULT_RANK)  # layers too small for it have less
         algo = {"lora": "locon", "dora": "locon"}.get(options.algo, options.algo)
         arguments = {"algo": "full" if options.mode == "full" else algo}
         if options.algo == "dora":
             arguments |= {"dora_wd": "True", "wd_on_output": str(options.dora_axis == "out")}
+        if options.conv_rank is not None:
+            arguments |= {"conv_dim": str(options.conv_rank), "conv_alpha": str(options.conv_rank)}
         if options.use_conv_cp:
             arguments["use_tucker"] = "True"
         guess = guess_checkpoint(self._base.shapes, self._base.metadata).name
@@ -302,23 +314,31 @@ class _Extractor:
         """The slots of one layer's module; empty where nothing differs."""
         layer = self._difference(pair)
         slots: dict[str, Tensor] = {}
-        if _largest(layer.delta) > self._options.min_diff:
+        largest = _largest(layer.delta)
+        if largest > self._options.min_diff:
             stored = self._forms.store(layer)
-            total, left = _square(layer.delta), _square(stored.left)
-            self._energy.add(pair.component, total, left)
-            captured = math.sqrt(max(0.0, 1 - left / total))
-            self._modules.append(
-                ModuleExtract(pair.name, pair.base.path, stored.type, stored.rank, math.sqrt(total), captured)
-            )
-            slots = stored.slots
+            self._account(pair, stored.type, stored.rank, layer.delta, stored.left)
+            slots = dict(stored.slots)
+        elif largest:
+            self._energy.add(pair.component, _square(layer.delta), _square(layer.delta))
         bias = self._bias(pair)
         if bias is not None:
             saved = layer.save(bias)
+            left = bias - saved.to(bias)
+            self._energy.add(pair.component, _square(bias), _square(left))
+            if not slots:  # nothing of the weight to report
+                self._modules.append(ModuleExtract(pair.name, pair.base.path, "full", None, 0.0, 1.0))
             slots["b_norm" if "w_norm" in slots else "diff_b"] = saved
-            self._energy.add(pair.component, _square(bias), _square(bias - saved.to(bias)))
         if not slots:
-            self._pairs.skip("unchanged", pair.base.path)
+            self._pairs.skip("no more than --min-diff" if largest else "unchanged", pair.base.path)
         return slots
+
+    def _account(self, pair: Pair, kind: str, rank: int | None, delta: Tensor, left: Tensor) -> None:
+        """Report one module: how much of its difference is captured."""
+        total, rest = _square(delta), _square(left)
+        self._energy.add(pair.component, total, rest)
+        captured = math.sqrt(max(0.0, 1 - rest / total))
+        self._modules.append(ModuleExtract(pair.name, pair.base.path, kind, rank, math.sqrt(total), captured))
 
     def _difference(self, pair: Pair) -> Difference:
         base = self._read(self._base, pair.base.weight)
@@ -336,32 +356,39 @@ class _Extractor:
         return delta if _largest(delta) > self._options.min_diff else None
 
     def _allocate(self, pairs: Sequence[Pair]) -> None:
-        """Ranks of all matrices together, from their whole spectra."""
-        names, spectra, costs, fixed_bytes = [], [], [], 0
+        """Ranks of all matrices together, from their whole spectra.
+
+        The file at rank 1 is planned exactly, so that a size is spent to the last rank.
+        """
+        chosen: list[Pair] = []
+        values: list[Tensor] = []
+        costs: list[int] = []
+        plans: dict[str, TensorPlan] = {}
         for pair in pairs:
             layer = self._difference(pair)
-            delta, width = layer.delta, TensorPlan(layer.dtype, (1,)).nbytes
-            if pair.is_matrix and _largest(delta) > self._options.min_diff:
-                names.append(pair.name)
-                spectra.append(exact(delta.flatten(1)).values)
-                costs.append(sum(delta.flatten(1).shape) * width)
-            elif not pair.is_matrix:
-                fixed_bytes += delta.numel() * width
-        if self._options.error is not None:
-            picked = ranks.allocate(spectra, costs, error=self._options.error)
+            slots = {}
+            if _largest(layer.delta) > self._options.min_diff:
+                slots = self._forms.slots_at_rank_1(layer)
+                if pair.is_matrix:
+                    chosen.append(pair)
+                    values.append(exact(layer.delta.flatten(1)).values)
+                    costs.append(sum(layer.delta.flatten(1).shape) * TensorPlan(layer.dtype, (1,)).nbytes)
+            if (bias := self._bias(pair)) is not None:
+                slots["diff_b"] = TensorPlan(layer.dtype, tuple(bias.shape))
+            plans |= {f"{pair.name}.{slot}": plan for slot, plan in slots.items()}
+        caps = [self._forms.cap(pair) for pair in chosen]
+        if self._options.size is None:
+            picked = ranks.allocate(values, costs, caps=caps, error=self._options.error)
         else:
-            header = _header_bound([pair.name for pair in pairs])
-            try:
-                picked = ranks.allocate(
-                    spectra, costs, budget=(self._options.size or 0) - fixed_bytes - header
-                )
-            except ValueError:
-                least = fixed_bytes + header + sum(costs)
+            least = FilePlan(plans, self.metadata(), hashed=True).nbytes + 8 * len(plans)
+            if least > self._options.size:
                 raise IncompatibleError(
                     f"{self._options.size} bytes are too few: rank 1 of every layer needs {least}",
                     path=self._tuned.path,
-                ) from None
-        self._forms.ranks = dict(zip(names, picked, strict=True))
+                )
+            budget = sum(costs) + self._options.size - least
+            picked = ranks.allocate(values, costs, caps=caps, budget=budget)
+        self._forms.ranks = {pair.name: rank for pair, rank in zip(chosen, picked, strict=True)}
 
     def _read(self, store: TensorStore, param: Param) -> Tensor:
         """A parameter in float32 (float64 if stored so) on the device.
@@ -376,15 +403,7 @@ class _Extractor:
         tensor = stored.to(self._device, dtype)
         if not torch.isfinite(tensor).all():
             raise NumericError("has NaN or infinite values", path=store.path, key=param.key)
-        return tensor if param.rows is None else tensor[slice(*param.rows)]
-
-
-def _header_bound(names: Sequence[str]) -> int:
-    """Bytes the header of a LoRA of these modules takes at most, metadata included."""
-    wide = TensorPlan("F32", (10**5, 10**5, 1, 1))
-    slots = ("lora_up.weight", "lora_down.weight", "alpha", "diff_b")
-    plan = FilePlan({f"{name}.{slot}": wide for name in names for slot in slots}, {})
-    return len(plan.header()) + 4096
+        return param.view(tensor)
 
 
 def _largest(delta: Tensor) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,8 +67,8 @@ if TYPE_CHECKING:
 #: LoRA factors and what is recomputed with them; a module's other tensors are carried over.
 _FACTOR_SLOTS = frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha"})
 
-#: Room for the header's growth when a file size is the budget.
-_HEADER_SLACK = 4096
+#: Room for the header's growth when a file size is the budget: the comment on the ranks.
+_HEADER_SLACK = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ class ModuleResize:
     """One module before and after.
 
     ``kept_fro`` and ``kept_sum`` are the shares of the Frobenius norm and of the sum of the
-    singular values that remain; ``max_ratio`` is the largest value over the smallest kept.
+    singular values that remain; ``max_ratio`` is the largest value over the smallest kept, None if that is 0.
     """
 
     name: str
@@ -109,7 +109,7 @@ class ModuleResize:
     new_rank: int
     kept_fro: float
     kept_sum: float
-    max_ratio: float
+    max_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +274,9 @@ class _Resizer:
         self._options = options
         self._progress = progress
         self._device = resolve_device(options.device)
-        self._warnings = [*adapter.warnings, *adapter.notes]
+        # Unknown tensors stay in the file: here they are only left alone.
+        self._warnings = [w.replace(", left aside", ", carried over unchanged") for w in adapter.warnings]
+        self._warnings += adapter.notes
 
     def run(self, output: str) -> ResizeResult:
         """Choose the ranks and write."""
@@ -286,19 +288,11 @@ class _Resizer:
         chosen = _obey_rules(adapter, options)
         self._progress.start("resize", 2 * adapter.store.nbytes)
         candidates = self._candidates(chosen)
-        picked = self._ranks(candidates)
-        reports = tuple(_report(candidate, rank) for candidate, rank in zip(candidates, picked, strict=True))
-        tensors: dict[str, Tensor] = {}
-        for candidate, rank in zip(candidates, picked, strict=True):
-            tensors |= self._resized(candidate, rank)
         names = {module.name for module in chosen}
         carried = [module for module in adapter.modules.values() if module.name not in names]
-        for module in carried:
-            tensors |= self._carried(module)
-        for key in (*adapter.keys.embeddings, *adapter.keys.unknown, *adapter.keys.orphans):
-            tensors[key] = adapter.store.tensor(key)
-        plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
-        plan = FilePlan(plans, self._metadata(candidates, picked), hashed=True)
+        picked = self._ranks(candidates, carried)
+        reports = tuple(_report(candidate, rank) for candidate, rank in zip(candidates, picked, strict=True))
+        tensors, plan = self._build(candidates, picked, carried)
         if not options.dry_run:
             write_file(target, plan, lambda key: [as_bytes(tensors[key])])
         labels: dict[str, int] = {}
@@ -315,6 +309,21 @@ class _Resizer:
             warnings=tuple(self._warnings),
             dry_run=options.dry_run,
         )
+
+    def _build(
+        self, candidates: Sequence[_Candidate], picked: Sequence[int], carried: Sequence[AdapterModule]
+    ) -> tuple[dict[str, Tensor], FilePlan]:
+        """The new file's tensors and plan at these ranks."""
+        tensors: dict[str, Tensor] = {}
+        for candidate, rank in zip(candidates, picked, strict=True):
+            tensors |= self._resized(candidate, rank)
+        for module in carried:
+            tensors |= self._carried(module)
+        keys = self._adapter.keys
+        for key in (*keys.embeddings, *keys.unknown, *keys.orphans):
+            tensors[key] = self._adapter.store.tensor(key)
+        plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
+        return tensors, FilePlan(plans, self._metadata(candidates, picked), hashed=True)
 
     def _candidates(self, modules: Sequence[AdapterModule]) -> list[_Candidate]:
         """Spectra of all modules; equal ranks are decomposed in one batch."""
@@ -343,22 +352,25 @@ class _Resizer:
         scale = abs(module.dims.scale) if _is_lora(module) else 1.0
         return _Candidate(module, spectrum, spectrum.values * scale, kernel, cost, min(rows, columns))
 
-    def _ranks(self, candidates: Sequence[_Candidate]) -> list[int]:
+    def _ranks(self, candidates: Sequence[_Candidate], carried: Sequence[AdapterModule]) -> list[int]:
         """The new rank of every module."""
         options = self._options
+        caps = [self._cap(candidate) for candidate in candidates]
+        values, costs = [c.values for c in candidates], [c.cost for c in candidates]
         if options.error is not None:
-            return ranks.allocate(
-                [c.values for c in candidates], [c.cost for c in candidates], error=options.error
-            )
+            return ranks.allocate(values, costs, caps=caps, error=options.error)
         if options.size is not None:
-            return self._ranks_for_size(candidates, options.size)
+            least = self._build(candidates, [1] * len(candidates), carried)[1].nbytes + _HEADER_SLACK
+            if least > options.size:
+                raise IncompatibleError(
+                    f"{options.size} bytes are too few: rank 1 of every module needs {least}",
+                    path=self._adapter.path,
+                )
+            budget = sum(costs) + options.size - least - 8 * len(candidates)
+            return ranks.allocate(values, costs, caps=caps, budget=max(budget, sum(costs)))
         rule = ranks.RULES[options.method]
         picked = []
-        for candidate in candidates:
-            cap = options.rank
-            if candidate.is_convolution and options.conv_rank is not None:
-                cap = options.conv_rank
-            limit = len(candidate.values) if cap is None else cap
+        for candidate, limit in zip(candidates, caps, strict=True):
             if options.compat == "kohya" and options.method != "fixed":
                 rank = ranks.kohya_rank(
                     options.method, candidate.values, options.parameter or 0, count=candidate.count, cap=limit
@@ -368,30 +380,22 @@ class _Resizer:
             else:
                 rank = min(rule(candidate.values, options.parameter or 0), limit)
             picked.append(rank)
-        clamped = sum(options.rank is not None and options.rank > len(c.values) for c in candidates)
-        if options.method == "fixed" and clamped:
-            self._warnings.append(
-                f"{self._adapter.path}: rank {options.rank} is more than {clamped} of {len(candidates)} "
-                "modules have; clamped there"
-            )
+        if options.method == "fixed":
+            for asked in sorted(set(caps)):
+                clamped = sum(cap == asked > rank for cap, rank in zip(caps, picked, strict=True))
+                if clamped:
+                    self._warnings.append(
+                        f"{self._adapter.path}: rank {asked} is more than {clamped} of {caps.count(asked)} "
+                        "modules have; clamped there"
+                    )
         return picked
 
-    def _ranks_for_size(self, candidates: Sequence[_Candidate], size: int) -> list[int]:
-        """Spend on ranks what the rest of the file leaves of ``size``."""
-        store = self._adapter.store
-        replaced = {key for c in candidates for key in c.module.keys.values()}
-        rest = sum(entry.info.nbytes for key, entry in store.entries.items() if key not in replaced)
-        header = len(FilePlan({key: TensorPlan(e.info.dtype, e.info.shape) for key, e in store.entries.items()},
-                              store.metadata, hashed=True).header())  # fmt: skip
-        budget = size - rest - header - _HEADER_SLACK - 8 * len(candidates)
-        costs = [candidate.cost for candidate in candidates]
-        try:
-            return ranks.allocate([c.values for c in candidates], costs, budget=budget)
-        except ValueError:
-            least = size - budget + sum(costs)
-            raise IncompatibleError(
-                f"{size} bytes are too few: rank 1 of every module needs {least}", path=self._adapter.path
-            ) from None
+    def _cap(self, candidate: _Candidate) -> int:
+        """The rank of method fixed, and the most that other methods may choose."""
+        options = self._options
+        if candidate.is_convolution and options.conv_rank is not None:
+            return options.conv_rank
+        return options.rank if options.rank is not None else candidate.count
 
     def _resized(self, candidate: _Candidate, rank: int) -> dict[str, Tensor]:
         """The module's tensors at its new rank, by key."""
@@ -466,10 +470,28 @@ class _Resizer:
         kept["ss_network_alpha"] = "Dynamic"
         if kept["ss_network_dim"] != "Dynamic" and len(scales) == 1:
             kept["ss_network_alpha"] = f"{int(kept['ss_network_dim']) * scales.pop():g}"
+        kept |= _conv_arguments(
+            kept, [(c, r) for c, r in zip(candidates, picked, strict=True) if c.is_convolution]
+        )
         if not all(_is_lora(candidate.module) for candidate in candidates):
             kept |= network_arguments(kept, {"lora"})
         recipe = {"file": Path(self._adapter.path).name, "rule": _ending(self._options)[1:], "ranks": new}
         return kept | provenance("resize", json.dumps(recipe))
+
+
+def _conv_arguments(metadata: Mapping[str, str], convs: Sequence[tuple[_Candidate, int]]) -> dict[str, str]:
+    """``ss_network_args`` with the convolutions' rank and alpha, where it has any."""
+    try:
+        arguments = json.loads(metadata.get("ss_network_args", "null"))
+    except ValueError:
+        return {}
+    if not isinstance(arguments, dict) or not convs:
+        return {}
+    dims = {rank for _, rank in convs}
+    alphas = {rank * (c.module.dims.scale if _is_lora(c.module) else 1.0) for c, rank in convs}
+    arguments["conv_dim"] = str(dims.pop()) if len(dims) == 1 else "Dynamic"
+    arguments["conv_alpha"] = f"{alphas.pop():g}" if len(alphas) == 1 else "Dynamic"
+    return {"ss_network_args": json.dumps(arguments)}
 
 
 def _factors(module: AdapterModule, bound: Bound) -> LowRank:
@@ -495,7 +517,7 @@ def _report(candidate: _Candidate, rank: int) -> ModuleResize:
         new_rank=rank,
         kept_fro=math.sqrt(float(squares[:rank].sum()) / total) if total else 1.0,
         kept_sum=float(values[:rank].sum()) / total_sum if total_sum else 1.0,
-        max_ratio=float(values[0]) / smallest if smallest else math.inf,
+        max_ratio=float(values[0]) / smallest if smallest else None,
     )
 
 

@@ -89,11 +89,12 @@ def ratios_to_optimum(
     from safetensors import safe_open
 
     files = [safe_open(path, "pt", device=device) for path in (*paths, adapter)]
-    modules = sorted(
-        k.removesuffix(".lora_up.weight") for k in files[2].keys() if k.endswith("lora_up.weight")
-    )
-    layers = {f"lora_unet_{k.removeprefix('model.diffusion_model.').removesuffix('.weight').replace('.', '_')}": k
-              for k in files[0].keys()}  # noqa: SIM118  # fmt: skip
+    keys, stored = list(files[0].keys()), list(files[2].keys())
+    modules = sorted(k.removesuffix(".lora_up.weight") for k in stored if k.endswith("lora_up.weight"))
+    prefix = "model.diffusion_model."
+    layers = {
+        "lora_unet_" + k.removeprefix(prefix).removesuffix(".weight").replace(".", "_"): k for k in keys
+    }
     found = []
     for module in modules[:: max(1, len(modules) // count)]:
         one, two = (file.get_tensor(layers[module]).double().flatten(1) for file in files[:2])

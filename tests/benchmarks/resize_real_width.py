@@ -1,13 +1,14 @@
 """Time, memory and accuracy of `lycotool resize` on adapters of real width, by hand.
 
     python tests/benchmarks/resize_real_width.py [--device cuda] [--rounds 3] [--quick]
-                                                 [--folder DIR] [--json FILE]
+                                                 [--threads N] [--folder DIR] [--json FILE]
 
 On the CPU: a LoCon of rank 32 over the 354 linear and convolution layers of SD 1.5 (282 of
 the UNet, 72 of the text encoder), resized to rank 8. With ``--device cuda``: rank 128 over the
 794 of SDXL's UNet, resized to rank 32; ``--model`` chooses otherwise. Weights are random, in
 fp16, in a temporary folder that is removed at the end (2 GB of disk at most). ``--quick`` takes
-every eighth layer.
+every eighth layer. On a machine that others use, ``--threads 1`` keeps torch's threads from
+waiting for each other.
 
 Whole processes are timed first, all in the same rounds: `lycotool resize`, importing torch,
 and the plain way, which loads the file, takes a QR of both factors and an SVD of the small
@@ -463,6 +464,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--model", choices=RANKS, help="sd15 on the CPU, else sdxl")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of every process; torch takes all cores by itself")
     parser.add_argument("--quick", action="store_true", help="every eighth layer")
     parser.add_argument("--folder", type=Path, help="where to make the temporary folder")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
@@ -476,6 +478,8 @@ def main() -> None:
     if options.write_shapes:
         write_shapes()
         return
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)  # children inherit it
     model = options.model or ("sd15" if options.device == "cpu" else "sdxl")
     old, new = RANKS[model]
     folder = Path(tempfile.mkdtemp(prefix="lycotool-benchmark-", dir=options.folder)).resolve()

@@ -1298,7 +1298,7 @@ def test_a_rank_above_the_layer_is_clamped(in_folder: Path, normal: torch.Genera
     tensors = module(A, (9, 7), 6, normal) | module(B, (9, 7), 12, normal)
     write(in_folder / "a.safetensors", tensors)
     result = resize("a.safetensors", "--rank", 9999, "-o", "b.safetensors")
-    assert "rank 9999 is more than 2 of 2 modules have; clamped" in result.stderr
+    assert re.search("2 of 2 modules .*clamped", result.stderr)
     assert_best("a.safetensors", "b.safetensors", {A: (9, 7), B: (9, 7)}, {A: 6, B: 7})
 
 

@@ -165,13 +165,16 @@ def test_a_name_without_a_component_may_fit_two_text_encoders() -> None:
     assert deep.weight.key == "conditioner.embedders.1.model.transformer.resblocks.20.mlp.c_fc.weight"
 
 
-def test_a_transposed_projection_is_no_layer() -> None:
-    """OpenCLIP's ``text_projection`` is (in, out); a change would land in it transposed."""
+def test_a_transposed_projection_is_viewed_transposed() -> None:
+    """OpenCLIP's ``text_projection`` is (in, out), an adapter's layer (out, in)."""
     state = single_file("sdxl")
     own = text_encoders("sdxl")["text_encoder_2"].state_dict()["text_projection.weight"]
     assert torch.equal(state["conditioner.embedders.1.model.text_projection"], own.T)
 
-    assert index_of(state).find("lora_te2_text_projection") is None
+    layer = index_of(state).find("lora_te2_text_projection")
+    assert layer is not None
+    assert torch.equal(layer.weight.view(state[layer.weight.key]), own)
+    assert layer.weight.shape == tuple(own.shape)
 
 
 # --- single files, by their own names ------------------------------------------------------
