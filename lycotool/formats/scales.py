@@ -17,6 +17,10 @@ from lycotool.errors import BadInputError, IncompatibleError
 _READABLE = frozenset({"LORA", "LOHA", "LOKR"})
 
 
+#: Options that change LoRA's formula.
+_UNREADABLE_VARIANTS = ("kasa_config", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config")
+
+
 class PeftScales:
     """Per-module scales of one PEFT configuration.
 
@@ -32,6 +36,9 @@ class PeftScales:
         kind = str(config.get("peft_type", "LORA")).upper()
         if kind not in _READABLE:
             raise IncompatibleError(f"PEFT adapters of type {kind} are not supported", path=path)
+        for variant in _UNREADABLE_VARIANTS:
+            if config.get(variant):
+                raise IncompatibleError(f"{variant} adapters are not supported", path=path)
         if config.get("fan_in_fan_out"):
             raise IncompatibleError(
                 "fan_in_fan_out adapters (transposed weights) are not supported", path=path
@@ -45,7 +52,9 @@ class PeftScales:
         self._rslora = bool(config.get("use_rslora"))
         init = config.get("init_lora_weights")
         #: Initialisations that also change the base weight, so the adapter fits only that.
-        self.modifies_base = isinstance(init, str) and init.lower().startswith(("pissa", "olora", "corda"))
+        self.modifies_base = isinstance(init, str) and init.lower().startswith(
+            ("pissa", "olora", "corda", "lora_ga")
+        )
 
     def scale(self, module: str) -> float:
         """``c`` of a module, named without PEFT's ``base_model.model.``."""

@@ -2,7 +2,7 @@
 
 ``W' = W + Σ sᵢ·ΔWᵢ``, every ``ΔWᵢ`` taken on the original ``W``, in float32, rounded once.
 Tensors no adapter touches are copied byte for byte. Memory is that of the largest layer
-(about four float32 copies of it), whatever the size of the model.
+(at most six float32 copies of it), whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -46,6 +46,10 @@ from lycotool.ops._render import STALE_METADATA
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+#: The layer, its change, LoHa's two halves and their product, and the rounded result.
+_FLOAT32_COPIES = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +164,7 @@ def fold(
         tensors=len(plans),
         changed=len(edits),
         nbytes=sum(plan.nbytes for plan in plans.values()),
-        peak_bytes=4 * 4 * max(store.info(key).numel for key in edits),
+        peak_bytes=_FLOAT32_COPIES * 4 * max(store.info(key).numel for key in edits),
         adapters=reports,
         warnings=tuple(warnings),
         dry_run=options.dry_run,
