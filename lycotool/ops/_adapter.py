@@ -17,6 +17,7 @@ from lycotool.formats.scales import PeftScales, scales_from_metadata
 from lycotool.io.dtypes import FLOATING
 from lycotool.io.store import TensorStore
 from lycotool.lazy import torch
+from lycotool.linalg.finite import is_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -110,7 +111,7 @@ class Adapter:
             tensor = self.store.tensor(key)
             if slot not in _INTEGER_SLOTS:
                 tensor = tensor.to(device=device, dtype=dtype)
-                if not torch.isfinite(tensor).all():
+                if not is_finite(tensor):
                     kind = "NaN" if torch.isnan(tensor).any() else "Inf"
                     raise NumericError(f"has {kind} values", path=self.path, key=key)
             tensors[slot] = tensor if slot == "on_input" else tensor.to(device)

@@ -25,6 +25,7 @@ from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
 from lycotool.lazy import torch
 from lycotool.linalg import ranks
 from lycotool.linalg.dense import exact
+from lycotool.linalg.finite import is_finite
 from lycotool.models.architecture import guess_checkpoint
 from lycotool.models.layers import Param
 from lycotool.ops._adapter import is_adapter
@@ -401,7 +402,7 @@ class _Extractor:
         stored = store.tensor(param.key)
         dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
         tensor = stored.to(self._device, dtype)
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise NumericError("has NaN or infinite values", path=store.path, key=param.key)
         return param.view(tensor)
 
