@@ -242,3 +242,17 @@ def _shape(axes: str, sizes: Sizes, kernel: tuple[int, ...]) -> tuple[int, ...]:
         elif word != "scalar":
             found.append(math.prod(int(f) if f.isdigit() else sizes[f] for f in word.split("*")))
     return tuple(found)
+
+
+@pytest.mark.parametrize("layout", ["new", "old"])
+def test_glora_on_a_square_layer_is_told_by_its_low_rank(layout: str) -> None:
+    wide, tall = (2, 4), (4, 2)
+    slots = (tall, wide, tall, wide) if layout == "new" else (wide, tall, wide, tall)
+    names = ("a1.weight", "a2.weight", "b1.weight", "b2.weight")
+
+    assert detect(dict(zip(names, slots, strict=True))).layout.name == layout
+
+
+def test_glora_with_nothing_but_square_tensors_is_refused() -> None:
+    with pytest.raises(MismatchError, match=r"fits both glora \(new\) and glora \(old\)"):
+        detect({f"{name}.weight": (4, 4) for name in ("a1", "a2", "b1", "b2")})
