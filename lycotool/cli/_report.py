@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lycotool.cli._output import Output, human_bytes
@@ -23,7 +23,7 @@ def show_bake(out: Output, result: BakeResult) -> None:
         f"{_verb(result.dry_run)} {human_bytes(result.nbytes)}: {result.changed} of {result.tensors} tensors "
         f"changed; needs about {human_bytes(result.peak_bytes)} beside the files"
     )
-    _finish(out, result)
+    finish(out, dataclasses.asdict(result), [result.output], dry_run=result.dry_run)
 
 
 def show_adapter_merge(out: Output, result: AdapterMergeResult) -> None:
@@ -35,17 +35,18 @@ def show_adapter_merge(out: Output, result: AdapterMergeResult) -> None:
         f"{_verb(result.dry_run)} {human_bytes(result.nbytes)}: {result.modules} modules "
         f"({_counted(result.algorithms)})"
     )
-    _finish(out, result)
+    finish(out, dataclasses.asdict(result), [result.output], dry_run=result.dry_run)
 
 
-def _finish(out: Output, result: BakeResult | AdapterMergeResult) -> None:
-    """The path on stdout, or the document; a file on standard output stays alone there."""
-    if result.output == "-" and not result.dry_run:
+def finish(out: Output, document: Mapping[str, object], outputs: Sequence[str], *, dry_run: bool) -> None:
+    """The paths on stdout, or the document; a file on standard output stays alone there."""
+    if "-" in outputs and not dry_run:
         return
     if out.json:
-        out.document(dataclasses.asdict(result))
-    elif not result.dry_run:
-        out.result(result.output)
+        out.document(document)
+    elif not dry_run:
+        for path in outputs:
+            out.result(path)
 
 
 def _adapter_line(adapter: AdapterReport) -> str:

@@ -10,6 +10,7 @@ import typer
 from lycotool.cli import _options as opt
 from lycotool.cli._errors import reported
 from lycotool.cli._output import Output, human_bytes
+from lycotool.cli._report import finish
 from lycotool.cli.resize import parse_size
 
 if TYPE_CHECKING:
@@ -205,9 +206,4 @@ def _show(out: Output, result: ExtractResult, *, modules: bool) -> None:
     out.note(
         f"{'would write' if result.dry_run else 'wrote'} {len(result.modules)} modules, {human_bytes(result.nbytes)}"
     )
-    if result.output == "-" and not result.dry_run:
-        return
-    if out.json:
-        out.document(dataclasses.asdict(result))
-    elif not result.dry_run:
-        out.result(result.output)
+    finish(out, dataclasses.asdict(result), [result.output], dry_run=result.dry_run)

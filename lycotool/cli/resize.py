@@ -11,6 +11,7 @@ import typer
 from lycotool.cli import _options as opt
 from lycotool.cli._errors import reported
 from lycotool.cli._output import Output, human_bytes
+from lycotool.cli._report import finish
 from lycotool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -195,10 +196,4 @@ def _show(out: Output, result: ResizeResult, *, modules: bool) -> None:
         f"relative error {result.relative_error:.3%}; {human_bytes(result.bytes_before)} -> "
         f"{human_bytes(result.bytes_after)}"
     )
-    if result.outputs == ("-",) and not result.dry_run:
-        return
-    if out.json:
-        out.document(dataclasses.asdict(result))
-    elif not result.dry_run:
-        for path in result.outputs:
-            out.result(path)
+    finish(out, dataclasses.asdict(result), result.outputs, dry_run=result.dry_run)
