@@ -6,10 +6,15 @@ from lycotool.errors import UsageError
 from lycotool.lazy import torch
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, *, float64: bool = False) -> torch.device:
     """Turn ``auto``, ``cpu``, ``cuda[:N]`` or ``mps`` into a device that exists.
 
     ``auto`` is the first of cuda, mps and cpu.
+
+    Parameters
+    ----------
+    float64
+        Whether the work needs float64, which mps does not have: ``auto`` then passes it over.
 
     Raises
     ------
@@ -19,7 +24,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("mps" if torch.backends.mps.is_available() and not float64 else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -32,6 +37,8 @@ def resolve_device(name: str) -> torch.device:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("mps is not available here", hint="use `--device cpu`")
+    if device.type == "mps" and float64:
+        raise UsageError("mps has no float64, which this needs", hint="use `--device cpu`")
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"no such device: {name}", hint="auto, cpu, cuda, cuda:N or mps")
     return device

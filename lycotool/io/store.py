@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ class SafetensorsFile:
         self.path = path
         self._shown_as = shown_as or str(path)
         self._file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
         try:
             self.size = os.fstat(self._file.fileno()).st_size
             header = read_header(self._file, self.size, self._shown_as)
@@ -80,11 +82,10 @@ class SafetensorsFile:
             yield piece
 
     def _read(self, name: str, offset: int, buffer: memoryview) -> None:
-        position = 0
+        position, start = 0, self.data_start + self.tensors[name].start + offset
         try:
-            self._file.seek(self.data_start + self.tensors[name].start + offset)
             while position < len(buffer):
-                count = self._file.readinto(buffer[position : position + CHUNK_BYTES])
+                count = self._read_at(start + position, buffer[position : position + CHUNK_BYTES])
                 if not count:
                     raise BadInputError(
                         "the file changed while it was read: the tensor's data is no longer there",
@@ -94,6 +95,14 @@ class SafetensorsFile:
                 position += count
         except OSError as error:
             raise BadInputError(f"cannot be read: {error.strerror}", path=self._shown_as, key=name) from error
+
+    def _read_at(self, place: int, buffer: memoryview) -> int:
+        """Read at a place of the file; several threads may at once."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [buffer], place)
+        with self._lock:
+            self._file.seek(place)
+            return self._file.readinto(buffer)
 
     def close(self) -> None:
         """Close the file."""
@@ -175,21 +184,25 @@ class TensorStore:
         entry = self.entries[name]
         return entry.file.chunks(entry.name)
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor in its stored dtype, on the CPU."""
+    def tensor(self, name: str, *, pinned: bool = False) -> torch.Tensor:
+        """Read one tensor in its stored dtype, on the CPU; several threads may at once.
+
+        Parameters
+        ----------
+        pinned
+            Whether to read into page-locked memory, from which a GPU copies by itself.
+        """
         entry = self.entries[name]
         info = entry.info
-        dtype = to_torch(info.dtype)
-        if info.nbytes == 0:
-            return torch.empty(info.shape, dtype=dtype)
         try:
-            data = bytearray(info.nbytes)
-        except MemoryError:
+            data = torch.empty(info.nbytes, dtype=torch.uint8, pin_memory=pinned)
+        except (MemoryError, RuntimeError):
             raise ResourceError(
                 f"needs {info.nbytes} bytes of memory at once", path=self.path, key=name
             ) from None
-        entry.file.read_into(entry.name, memoryview(data))
-        return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+        if info.nbytes:
+            entry.file.read_into(entry.name, data.numpy().data)
+        return data.view(to_torch(info.dtype)).reshape(info.shape)
 
     def scalar(self, name: str) -> float:
         """Read a tensor of one element without importing torch.

@@ -1,10 +1,9 @@
-"""Singular values and best approximations of a dense matrix.
+"""Singular values and best approximations of dense matrices, one or a batch of equal shape.
 
-Two ways: exact, by the eigenvectors of the smaller Gram matrix in float64; and leading, by a
-randomised block Krylov space (Musco and Musco, arXiv 1504.05477), which grows until the
-energy it captures no longer does, and hands over to the exact way when it has grown too
-large to be worth it. Plain subspace iteration is not enough here: the differences of
-fine-tuned weights have flat tails, inside which it hardly converges. Never a full SVD.
+Everything goes by the smaller Gram matrix in float64, ``A Aᵀ = U Σ² Uᵀ``: its whole spectrum
+(:func:`exact`), or only the leading part of it (:func:`leading`). Squaring in float64 leaves
+values down to about 1e-8 of the largest, below the rounding of float32 weights. Never a full
+SVD.
 """
 
 from __future__ import annotations
@@ -13,23 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lycotool.lazy import torch
+from lycotool.linalg.eigen import eigh
 from lycotool.linalg.low_rank import LowRank
+from lycotool.linalg.subspace import OVERSAMPLING, leading_eigenvectors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Matrices whose smaller side is at most this long are always decomposed exactly. Measured:
-#: an eigendecomposition of 1280 takes 80 ms on 16 CPU cores and 16 ms on an H100, where the
-#: Krylov way takes 20 ms because its many small steps wait for each other.
-_SMALL = {"cpu": 192, "cuda": 1280}
+#: Matrices whose smaller side is at most this long are always decomposed exactly: their
+#: eigenvalues cost no more than a few projections.
+_SMALL = 192
 
-#: Columns beyond the rank that each Krylov block has.
-_OVERSAMPLING = 8
-
-#: Growth of the captured energy in one step, as a share of the energy left out, at which the
-#: space is large enough. Each step gains less than the one before, so what is still missing
-#: is of this size; the error of the result is half of it, 0.03 %.
-_TOLERANCE = 6e-4
+#: Elements converted to float64 at a time: 128 MiB, whatever the size of the matrices.
+_GRAM_CHUNK = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,94 +45,91 @@ class DenseSpectrum:
     def truncated(self, rank: int, matrix: Tensor) -> LowRank:
         """``up = U_k Σ_k``, ``down = V_kᵀ``, from the matrix the spectrum is of."""
         values = self.values[:rank].to(matrix.device)
-        # A direction without length keeps its basis vector and gets a zero scale.
-        inverse = torch.where(values > values[:1] * 1e-12, 1 / values.clamp_min(1e-300), 0)
-        chosen = self.basis[:, :rank]
-        if matrix.shape[0] <= matrix.shape[1]:
-            up = (chosen * values).to(matrix.dtype)
-            down = (chosen * inverse).to(matrix.dtype).T @ matrix
-            return LowRank(up, down)
-        up = matrix @ chosen.to(matrix.dtype)  # U Σ = A V
-        return LowRank(up, chosen.T.to(matrix.dtype))
+        up, down = _factors(matrix[None], values[None], self.basis[None, :, :rank])
+        return LowRank(up[0], down[0])
 
 
 def exact(matrix: Tensor) -> DenseSpectrum:
-    """The whole spectrum, by the smaller Gram matrix in float64."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    rows = wide.double()
-    squares, basis = torch.linalg.eigh(rows @ rows.T)
-    basis = basis.flip(-1)
-    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-    basis = basis * torch.where(largest < 0, -1.0, 1.0)
-    return DenseSpectrum(squares.flip(-1).clamp_min(0).sqrt().cpu(), basis)
+    """The whole spectrum of one matrix."""
+    squares, basis = eigh(_grams(matrix[None]))
+    return DenseSpectrum(squares[0].clamp_min(0).sqrt().cpu(), basis[0])
 
 
-def leading(matrix: Tensor, rank: int, *, seed: int) -> tuple[LowRank, Tensor]:
-    """The best approximation of a rank, within 1.001 of the optimal error.
+@dataclass(frozen=True, slots=True)
+class Leading:
+    """The best approximations of a batch: ``up = U_k Σ_k``, ``down = V_kᵀ``.
+
+    Attributes
+    ----------
+    up, down
+        ``(batch, m, k)`` and ``(batch, k, n)``, in the matrices' dtype and on their device.
+    values
+        The ``k`` largest singular values, ``(batch, k)``, float64, on the CPU.
+    """
+
+    up: Tensor
+    down: Tensor
+    values: Tensor
+
+    def __getitem__(self, index: int) -> LowRank:
+        return LowRank(self.up[index], self.down[index])
+
+
+def leading(matrices: Tensor, rank: int, *, seed: int) -> Leading:
+    """The best approximations of a rank, each within 1.001 of the optimal error.
 
     Parameters
     ----------
-    matrix
-        ``(m, n)``.
+    matrices
+        ``(batch, m, n)``.
+    rank
+        At most ``min(m, n)`` of it is used.
     seed
         For the random start; equal seeds give equal results on one device.
-
-    Returns
-    -------
-    LowRank
-        ``up = U_k Σ_k``, ``down = V_kᵀ``.
-    Tensor
-        The ``rank`` largest singular values, float64, on the CPU.
     """
-    rank = min(rank, *matrix.shape)
-    width, shorter = rank + _OVERSAMPLING, min(matrix.shape)
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    total = float(torch.linalg.vector_norm(wide, dtype=torch.float64)) ** 2
-    if shorter <= _SMALL.get(matrix.device.type, 192) or 3 * width > shorter or total == 0:
-        return _by_exact(matrix, rank)
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    start = torch.randn(wide.shape[1], width, generator=generator, dtype=torch.float32)
-    basis = _orthonormal(wide @ start.to(wide))  # (shorter, width)
-    projected = basis.T @ wide  # (width, longer)
-    captured = float(torch.linalg.eigvalsh(projected.double() @ projected.double().T)[-rank:].sum())
-    while 2 * basis.shape[1] <= shorter:
-        block = wide @ projected[-width:].T
-        for _ in range(3):  # a block that is all rounding has old directions in it again
-            block = _orthonormal(block - basis @ (basis.T @ block))
-        basis = torch.cat([basis, block], dim=1)
-        projected = torch.cat([projected, block.T @ wide])
-        small = projected.double()
-        squares, turn = torch.linalg.eigh(small @ small.T)
-        energy = float(squares[-rank:].sum())
-        left = max(total - energy, 1e-7 * total)  # float32 products know no less
-        if energy - captured <= _TOLERANCE * left:
-            chosen = turn.flip(-1)[:, :rank].to(wide.dtype)
-            return _oriented(basis @ chosen, chosen.T @ projected, squares.flip(-1)[:rank], matrix)
-        captured = energy
-    return _by_exact(matrix, rank)
+    shorter = min(matrices.shape[1:])
+    rank = min(rank, shorter)
+    grams = _grams(matrices)
+    if shorter <= _SMALL or 3 * (rank + OVERSAMPLING) > shorter:
+        squares, basis = eigh(grams)
+    else:
+        squares, basis, converged = leading_eigenvectors(grams, rank, seed=seed)
+        for index in torch.nonzero(~converged).flatten().tolist():
+            whole, vectors = eigh(grams[index : index + 1])
+            squares[index], basis[index] = whole[0, :rank], vectors[0, :, :rank]
+    values = squares[:, :rank].clamp_min(0).sqrt()
+    up, down = _factors(matrices, values, basis[..., :rank])
+    return Leading(up, down, values.cpu())
 
 
-def _by_exact(matrix: Tensor, rank: int) -> tuple[LowRank, Tensor]:
-    spectrum = exact(matrix)
-    return spectrum.truncated(rank, matrix), spectrum.values[:rank]
+def best_approximation(matrix: Tensor, rank: int, *, seed: int) -> LowRank:
+    """:func:`leading` of one matrix."""
+    return leading(matrix[None], rank, seed=seed)[0]
 
 
-def _oriented(vectors: Tensor, scaled: Tensor, squares: Tensor, matrix: Tensor) -> tuple[LowRank, Tensor]:
-    """Bring ``A ≈ vectors @ scaled`` (``scaled = Σ Vᵀ``) into the form of :class:`LowRank`."""
-    values = squares.clamp_min(0).sqrt()
-    signs = torch.where(vectors.gather(0, vectors.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
-    vectors, scaled = vectors * signs, scaled * signs.T
-    if matrix.shape[0] <= matrix.shape[1]:
-        scale = values.clamp_min(1e-300).to(scaled.dtype)
-        inverse = torch.where(values > values[:1] * 1e-12, 1 / scale.double(), 0).to(scaled.dtype)
-        return LowRank(vectors * scale, scaled * inverse[:, None]), values.cpu()
-    return LowRank(scaled.T, vectors.T), values.cpu()
+def _grams(matrices: Tensor) -> Tensor:
+    """``A Aᵀ`` or ``Aᵀ A``, whichever is smaller, in float64: ``(batch, s, s)``."""
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
+    batch, shorter, _ = wide.shape
+    total = torch.zeros(batch, shorter, shorter, dtype=torch.float64, device=wide.device)
+    step = max(1, _GRAM_CHUNK // max(1, batch * shorter))
+    for start in range(0, wide.shape[-1], step):
+        rows = wide[..., start : start + step].double()
+        total.baddbmm_(rows, rows.mT)
+    return total
 
 
-def _orthonormal(columns: Tensor) -> Tensor:
-    """An orthonormal basis of the columns' span."""
-    basis: Tensor = torch.linalg.qr(columns).Q
-    return basis
+def _factors(matrices: Tensor, values: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """``U Σ`` and ``Vᵀ`` from the matrices, their values and the shorter side's vectors."""
+    largest = basis.gather(-2, basis.abs().argmax(-2, keepdim=True))
+    basis = basis * torch.where(largest < 0, -1.0, 1.0)  # a repeatable sign
+    dtype = matrices.dtype
+    if matrices.shape[1] > matrices.shape[2]:
+        return matrices @ basis.to(dtype), basis.mT.to(dtype)  # U Σ = A V
+    # A direction without length keeps its basis vector and gets a zero scale.
+    inverse = torch.where(values > values[:, :1] * 1e-12, 1 / values.clamp_min(1e-300), 0)
+    down = (basis * inverse.unsqueeze(-2)).to(dtype).mT @ matrices
+    return (basis * values.unsqueeze(-2)).to(dtype), down
 
 
 def nearest_kronecker(matrix: Tensor, first: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -196,5 +188,5 @@ def tucker(tensor: Tensor, rank: int, *, seed: int) -> tuple[Tensor, Tensor, Ten
 
 def _left_vectors(matrix: Tensor, rank: int, seed: int) -> Tensor:
     """Orthonormal leading left singular vectors."""
-    low, _ = leading(matrix, rank, seed=seed)
-    return _orthonormal(low.up)
+    basis: Tensor = torch.linalg.qr(best_approximation(matrix, rank, seed=seed).up).Q
+    return basis

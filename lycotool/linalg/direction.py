@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lycotool.lazy import torch
-from lycotool.linalg.dense import leading
+from lycotool.linalg.dense import best_approximation
 from lycotool.linalg.low_rank import LowRank
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def nearest_direction(
     low = LowRank(base.new_zeros(base.shape[0], rank), base.new_zeros(rank, base[0].numel()))
     for _ in range(_ROUNDS):
         target = scale * tuned - base
-        low, _ = leading(target.flatten(1), rank, seed=seed)
+        low = best_approximation(target.flatten(1), rank, seed=seed)
         v = base + low.dense().reshape(base.shape)
         residual = float(torch.linalg.vector_norm(scale * tuned - v))
         if residual >= previous * (1 - _CONVERGED):

@@ -1,4 +1,4 @@
-"""Whether a tensor is free of NaN and infinity, in one pass over it."""
+"""The extremes of a tensor in one pass, and whether it is free of NaN and infinity."""
 
 from __future__ import annotations
 
@@ -19,5 +19,11 @@ def is_finite(tensor: Tensor) -> bool:
     """
     if tensor.numel() == 0:
         return True
-    low, high = torch.aminmax(tensor)
-    return math.isfinite(float(low)) and math.isfinite(float(high))
+    low, high = extremes(tensor)
+    return math.isfinite(low) and math.isfinite(high)
+
+
+def extremes(tensor: Tensor) -> tuple[float, float]:
+    """The smallest and the largest element; both NaN where any element is."""
+    low, high = torch.stack(torch.aminmax(tensor)).tolist()  # one wait for the device, not two
+    return low, high

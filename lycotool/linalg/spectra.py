@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lycotool.lazy import torch
+from lycotool.linalg.eigen import eigh
 from lycotool.linalg.low_rank import LowRank
 
 if TYPE_CHECKING:
@@ -75,15 +76,16 @@ class FactorSpectrum:
 
 
 def spectra(parts: Sequence[Grams]) -> list[FactorSpectrum]:
-    """Spectra of many products at once; equal inner ranks share batched decompositions."""
+    """Spectra of many products at once, on the CPU; equal inner ranks share a batch."""
     found: dict[int, FactorSpectrum] = {}
     by_rank: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
         by_rank.setdefault(part.left.shape[0], []).append(index)
     for indices in by_rank.values():
-        values, mix_up, mix_down = _mixing(
-            torch.stack([parts[i].left for i in indices]), torch.stack([parts[i].right for i in indices])
+        left, right = (
+            torch.stack([getattr(parts[i], side) for i in indices]).cpu() for side in ("left", "right")
         )
+        values, mix_up, mix_down = _mixing(left, right)
         for row, i in enumerate(indices):
             n = parts[i].bound
             found[i] = FactorSpectrum(values[row, :n], mix_up[row, :, :n], mix_down[row, :, :n])
@@ -92,18 +94,18 @@ def spectra(parts: Sequence[Grams]) -> list[FactorSpectrum]:
 
 def _mixing(grams_left: Tensor, grams_right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``Σ``, ``B`` and ``A`` of :class:`FactorSpectrum` for a batch of ``(r, r)`` Grams."""
-    powers, basis = torch.linalg.eigh(grams_left)
+    powers, basis = eigh(grams_left)
     root = basis * powers.clamp_min(0).sqrt().unsqueeze(-2)  # F, with G = F Fᵀ
-    squares, directions = torch.linalg.eigh(root.mT @ grams_right @ root)
-    values = squares.flip(-1).clamp_min(0).sqrt()
+    squares, directions = eigh(root.mT @ grams_right @ root)
+    values = squares.clamp_min(0).sqrt()
     # What is below the rounding of the squares is noise, and so is its direction: zero.
     noise = 16 * values.shape[-1] * torch.finfo(values.dtype).eps
     keep = values.square() > noise * values[..., :1].square()
     values = torch.where(keep, values, 0)
     inverse = torch.where(keep, 1 / torch.where(keep, values, 1), 0)
-    mix_down = (root @ directions.flip(-1)) * inverse.unsqueeze(-2)
+    mix_down = (root @ directions) * inverse.unsqueeze(-2)
     mix_down = mix_down * _signs(mix_down)
-    return values.cpu(), grams_right @ mix_down, mix_down
+    return values, grams_right @ mix_down, mix_down
 
 
 def _signs(columns: Tensor) -> Tensor:

@@ -95,8 +95,15 @@ class Adapter:
                 hint="`lycotool inspect FILE` shows the whole file",
             )
 
-    def load(self, module: AdapterModule, device: torch.device, dtype: torch.dtype) -> Bound:
+    def load(
+        self, module: AdapterModule, device: torch.device, dtype: torch.dtype, *, check: bool = True
+    ) -> Bound:
         """Read a module's tensors and make them ready to compute with.
+
+        Parameters
+        ----------
+        check
+            Whether to look for values that are not finite; False when it was done before.
 
         Raises
         ------
@@ -111,7 +118,7 @@ class Adapter:
             tensor = self.store.tensor(key)
             if slot not in _INTEGER_SLOTS:
                 tensor = tensor.to(device=device, dtype=dtype)
-                if not is_finite(tensor):
+                if check and not is_finite(tensor):
                     kind = "NaN" if torch.isnan(tensor).any() else "Inf"
                     raise NumericError(f"has {kind} values", path=self.path, key=key)
             tensors[slot] = tensor if slot == "on_input" else tensor.to(device)

@@ -12,6 +12,7 @@ from lycotool.algorithms.base import DEFAULT_READING, Reading
 from lycotool.errors import IncompatibleError, NumericError, UsageError
 from lycotool.io.dtypes import FLOATING, OPTION_DTYPES, to_torch
 from lycotool.lazy import torch
+from lycotool.linalg.finite import extremes
 
 if TYPE_CHECKING:
     from lycotool.io.store import TensorStore
@@ -108,7 +109,7 @@ def cast_checked(tensor: torch.Tensor, dtype: str, *, path: str, key: str) -> to
     target = to_torch(dtype)
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return tensor.to(target)
-    low, high = (float(extreme) for extreme in torch.aminmax(tensor))
+    low, high = extremes(tensor)
     limit = torch.finfo(target).max
     if not (low >= -limit and high <= limit):
         if low != low or high != high:

@@ -7,16 +7,16 @@ dtype, and what they leave of the difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms import dora, lora
-from lycotool.errors import IncompatibleError
+from lycotool.errors import IncompatibleError, NumericError
 from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg import ranks
-from lycotool.linalg.dense import exact, leading, nearest_kronecker, tucker
+from lycotool.linalg.dense import best_approximation, exact, leading, nearest_kronecker, tucker
 from lycotool.linalg.direction import nearest_direction
 from lycotool.linalg.low_rank import LowRank, kron
 from lycotool.models.factorization import factorization
@@ -40,31 +40,41 @@ DEFAULT_RANK = 32
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A layer's module: slots in their saved dtypes, what it is, and what it leaves of Δ."""
+    """A layer's module: slots in their saved dtypes, what it is, ``‖Δ‖²`` and what it leaves of it."""
 
     slots: dict[str, Tensor]
     type: str
     rank: int | None
-    left: Tensor
+    total: float
+    left: float
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One layer's weights, ``delta = tuned - base``.
+    """One layer's ``delta = tuned - base``.
 
-    ``dtype`` is the one to save in, ``rounding`` the eps of the one ``tuned`` is stored in.
+    ``base`` is kept for the forms that need it (:attr:`Forms.needs_base`). ``dtype`` is the
+    one to save in, ``rounding`` the eps of the one ``tuned`` is stored in.
     """
 
     pair: Pair
-    base: Tensor
-    tuned: Tensor
     delta: Tensor
+    base: Tensor | None
     dtype: str
     rounding: float
 
     def save(self, tensor: Tensor) -> Tensor:
         """Round to the saved dtype, refusing overflow."""
         return cast_checked(tensor, self.dtype, path=self.pair.tuned.path, key=self.pair.name).cpu()
+
+    def stored(self, slots: dict[str, Tensor], kind: str, rank: int | None, left: Tensor) -> Stored:
+        """What :class:`Forms` returns, from what the slots leave of the difference."""
+        return Stored(slots, kind, rank, square(self.delta), square(left))
+
+
+def square(tensor: Tensor) -> float:
+    """``‖x‖²``, summed in float64."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 @dataclass(slots=True)
@@ -82,6 +92,37 @@ class Forms:
     options: ExtractOptions
     ranks: dict[str, int] = field(default_factory=dict)
     unfit: list[tuple[float, str]] = field(default_factory=list)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the form depends on the base weight beside the difference."""
+        return self.options.algo in ("dora", "ia3")
+
+    def kind(self, layer: Difference) -> Hashable | None:
+        """Equal for layers that :meth:`store_alike` may store together; None for one that stands alone."""
+        options = self.options
+        is_plain = options.algo == "lora" and options.mode == "fixed" and layer.pair.is_matrix
+        if not is_plain or options.sparse_bias or options.clamp_quantile is not None:
+            return None
+        if options.use_conv_cp and layer.pair.is_convolution:
+            return None
+        return tuple(layer.delta.shape), layer.delta.dtype, layer.dtype, self.cap(layer.pair)
+
+    def store_alike(self, layers: Sequence[Difference]) -> list[Stored]:
+        """:meth:`_lora` of layers of one :meth:`kind`, in a few large calls."""
+        first = layers[0]
+        deltas = torch.stack([layer.delta.flatten(1) for layer in layers])
+        totals = torch.linalg.vector_norm(deltas, dim=(1, 2), dtype=torch.float64)
+        low = leading(deltas, self.cap(first.pair), seed=self.options.seed)
+        ups, downs = _save_batch(layers, low.up), _save_batch(layers, low.down)
+        lefts = deltas.baddbmm_(ups.to(deltas), downs.to(deltas), alpha=-1)
+        norms = torch.stack([totals, torch.linalg.vector_norm(lefts, dim=(1, 2), dtype=torch.float64)])
+        up, down = ups.cpu(), downs.cpu()
+        stored = []
+        for index, (total, left) in enumerate(norms.square().T.tolist()):
+            slots = _lora_slots(LowRank(up[index], down[index]), first.delta.shape[2:])
+            stored.append(Stored(slots, "lora", low.up.shape[-1], total, left))
+        return stored
 
     def store(self, layer: Difference) -> Stored:
         """Store one layer's difference."""
@@ -123,7 +164,7 @@ class Forms:
     def _dense(self, layer: Difference, slot: str) -> Stored:
         saved = layer.save(layer.delta)
         label = "norm" if slot == "w_norm" else "full"
-        return Stored({slot: saved}, label, None, layer.delta - saved.to(layer.delta))
+        return layer.stored({slot: saved}, label, None, layer.delta - saved.to(layer.delta))
 
     def _lora(self, layer: Difference) -> Stored:
         options, delta = self.options, layer.delta
@@ -141,13 +182,13 @@ class Forms:
             slots |= sparse
             change = change + matrix.reshape(delta.shape)
         label = "lora (cp)" if low.core is not None else "lora"
-        return Stored(slots, label, low.rank, delta - change)
+        return layer.stored(slots, label, low.rank, delta - change)
 
     def _truncated(self, pair: Pair, matrix: Tensor) -> LowRank:
         """The best approximation of the rank that mode and cap choose."""
         options = self.options
         if options.mode == "fixed":
-            return leading(matrix, self.cap(pair), seed=options.seed)[0]
+            return best_approximation(matrix, self.cap(pair), seed=options.seed)
         spectrum = exact(matrix)
         if pair.name in self.ranks:
             return spectrum.truncated(self.ranks[pair.name], matrix)
@@ -201,41 +242,41 @@ class Forms:
             slots["lokr_w2"] = layer.save(w2.reshape(b, d, *delta.shape[2:]))
             second = slots["lokr_w2"].to(delta).flatten(1)
         else:
-            low, _ = leading(w2, self.cap(layer.pair), seed=self.options.seed)
+            low = best_approximation(w2, self.cap(layer.pair), seed=self.options.seed)
             rank = low.rank
             slots |= {"lokr_w2_a": layer.save(low.up), "lokr_w2_b": layer.save(low.down)}
             second = slots["lokr_w2_a"].to(delta) @ slots["lokr_w2_b"].to(delta)
         slots["alpha"] = alpha_tensor(float(rank or 1), slots)
         product = kron(slots["lokr_w1"].to(delta), second)
-        return Stored(slots, "lokr", rank, delta - product.reshape(delta.shape))
+        return layer.stored(slots, "lokr", rank, delta - product.reshape(delta.shape))
 
     def _dora(self, layer: Difference) -> Stored:
-        axis = 0 if self.options.dora_axis == "out" else 1
+        base, delta, axis = _base(layer), layer.delta, self.options.dora_axis
         low, magnitude = nearest_direction(
-            layer.base, layer.tuned, axis, self.cap(layer.pair), seed=self.options.seed
+            base, base + delta, 0 if axis == "out" else 1, self.cap(layer.pair), seed=self.options.seed
         )
         slots = _saved_factors(layer, low)
         slots["dora_scale"] = layer.save(magnitude)
         change = dora.delta(
-            slots["dora_scale"].to(layer.delta),
-            self.options.dora_axis,
-            _change(slots).to(layer.delta).reshape(layer.delta.shape),
-            layer.base,
+            slots["dora_scale"].to(delta),
+            axis,
+            _change(slots).to(delta).reshape(delta.shape),
+            base,
             strength=1.0,
             convention="linear",
         )
-        return Stored(slots, f"lora + dora ({self.options.dora_axis})", low.rank, layer.delta - change)
+        return layer.stored(slots, f"lora + dora ({axis})", low.rank, delta - change)
 
     def _ia3(self, layer: Difference) -> Stored:
         """A scaling of rows or of columns, whichever leaves less; noted as unfit if it leaves much."""
-        base, delta = layer.base, layer.delta
+        base, delta = _base(layer), layer.delta
         scalings = [_nearest_scaling(base, delta, axis) for axis in (0, 1)]
-        axis = min((0, 1), key=lambda axis: float((delta - scalings[axis] * base).double().square().sum()))
+        axis = min((0, 1), key=lambda axis: square(delta - scalings[axis] * base))
         vector = scalings[axis]
-        rest = float((delta - vector * base).double().square().sum())
+        rest = square(delta - vector * base)
         # Rounding the scaled weight to its dtype leaves at most eps/2 of each element.
-        if rest > float((layer.rounding * layer.tuned).double().square().sum()):
-            share = math.sqrt(rest / float(delta.double().square().sum()))
+        if rest > square(layer.rounding * (base + delta)):
+            share = math.sqrt(rest / square(delta))
             self.unfit.append((share, layer.pair.name))
         shape = [1, -1] + [1] * (base.ndim - 2) if base.ndim > 2 else [-1]
         slots = {
@@ -243,7 +284,7 @@ class Forms:
             "on_input": torch.tensor(axis, dtype=torch.int64),
         }
         left = delta - slots["weight"].to(delta).reshape(vector.shape) * base
-        return Stored(slots, "ia3", None, left)
+        return layer.stored(slots, "ia3", None, left)
 
 
 def _nearest_scaling(base: Tensor, delta: Tensor, axis: int) -> Tensor:
@@ -254,12 +295,36 @@ def _nearest_scaling(base: Tensor, delta: Tensor, axis: int) -> Tensor:
     return (delta * base).sum(others, keepdim=True) / power.clamp_min(tiny)
 
 
+def _base(layer: Difference) -> Tensor:
+    """The base weight of a layer that was read with it."""
+    if layer.base is None:
+        raise TypeError(layer.pair.name)
+    return layer.base
+
+
+def _save_batch(layers: Sequence[Difference], tensors: Tensor) -> Tensor:
+    """Round one factor of all layers to their dtype; an overflow is reported by its layer."""
+    first = layers[0]
+    try:
+        return cast_checked(tensors, first.dtype, path=first.pair.tuned.path, key=first.pair.name)
+    except NumericError:
+        for layer, tensor in zip(layers, tensors, strict=True):
+            layer.save(tensor)
+        raise
+
+
 def _saved_factors(layer: Difference, low: LowRank) -> dict[str, Tensor]:
     """A LoRA's slots with ``c = 1``."""
-    factors = lora.from_factors(low, tuple(layer.delta.shape[2:]), torch.float32)
-    slots = {slot: layer.save(tensor) for slot, tensor in factors.items() if slot != "alpha"}
-    slots["alpha"] = alpha_tensor(float(factors["alpha"]), slots)
-    return slots
+    core = None if low.core is None else layer.save(low.core)
+    saved = LowRank(layer.save(low.up), layer.save(low.down), core)
+    return _lora_slots(saved, layer.delta.shape[2:])
+
+
+def _lora_slots(saved: LowRank, kernel: Sequence[int]) -> dict[str, Tensor]:
+    """The slots of factors in their saved dtype."""
+    factors = lora.from_factors(saved, tuple(kernel), torch.float32)
+    alpha = float(factors.pop("alpha"))
+    return {**factors, "alpha": alpha_tensor(alpha, factors)}
 
 
 def _change(slots: Mapping[str, Tensor]) -> Tensor:

@@ -273,7 +273,7 @@ class _Resizer:
         self._adapter = adapter
         self._options = options
         self._progress = progress
-        self._device = resolve_device(options.device)
+        self._device = resolve_device(options.device, float64=True)
         # Unknown tensors stay in the file: here they are only left alone.
         self._warnings = [w.replace(", left aside", ", carried over unchanged") for w in adapter.warnings]
         self._warnings += adapter.notes
@@ -330,7 +330,7 @@ class _Resizer:
         parts: dict[str, Grams] = {}
         found: dict[str, FactorSpectrum | KroneckerSpectrum] = {}
         for module in modules:
-            bound = self._load(module)
+            bound = self._load(module, check=True)
             if module.detected.algorithm.kronecker_parts is not None:
                 first, second = module.detected.algorithm.kronecker_parts(bound)
                 found[module.name] = spectrum_of_kronecker(first, second.folded())
@@ -402,7 +402,7 @@ class _Resizer:
         module, adapter = candidate.module, self._adapter
         if _is_lora(module) and rank == module.dims.rank and not module.detected.layout.use_conv_cp:
             return self._carried(module)
-        bound = self._load(module)
+        bound = self._load(module, check=False)
         if isinstance(candidate.spectrum, KroneckerSpectrum):
             low = candidate.spectrum.truncated(rank)
         else:
@@ -443,11 +443,11 @@ class _Resizer:
         dtype = saved_dtype(self._options.dtype, stored)
         return cast_checked(tensor, dtype, path=self._adapter.path, key=key).cpu()
 
-    def _load(self, module: AdapterModule) -> Bound:
+    def _load(self, module: AdapterModule, *, check: bool) -> Bound:
         """The module in float32; LoRA without its scale, which alpha carries."""
         if _is_lora(module):
             module = replace(module, dims=replace(module.dims, scale=1.0))
-        return self._adapter.load(module, self._device, torch.float32)
+        return self._adapter.load(module, self._device, torch.float32, check=check)
 
     def _advance(self, module: AdapterModule) -> None:
         self._progress.advance(sum(self._adapter.store.info(key).nbytes for key in module.keys.values()))

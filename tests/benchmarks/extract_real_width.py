@@ -1,20 +1,23 @@
 """Time, memory and error of `lycotool extract` on a UNet of real width, by hand.
 
-    python tests/benchmarks/extract_real_width.py SHAPES.json [--device cuda] [--rank 64]
-        [--folder DIR] [--json FILE] [--layers N]
+    python tests/benchmarks/extract_real_width.py [--model sdxl] [--device cuda] [--rank 64]
+        [--folder DIR] [--json FILE] [--layers N] [--profile]
 
-SHAPES.json maps diffusers layer paths to weight shapes (`resize_real_width.py
---write-shapes` makes it). Two fp16 checkpoints with these layers are made: random weights,
+Two fp16 checkpoints with the UNet's linear and convolution layers are made: random weights,
 and the same plus a difference that fine-tuning might leave, a few strong directions and a
-flat tail. Yardstick in the same run: reading both files' bytes. The error of a sample of
-layers is compared with the optimum, from a float64 SVD of what the files really differ by.
+flat tail. Yardsticks in the same rounds: reading both files' bytes in one thread, and
+`import torch`, which the command's time contains. Then the same work inside a process that
+has imported torch and used the device already. The error of a sample of layers, stored in
+fp32, is compared with the optimum, from a float64 SVD of what the files really differ by.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import os
+import pstats
 import resource
 import statistics
 import subprocess
@@ -24,17 +27,18 @@ import time
 from pathlib import Path
 
 import torch
+from shapes import layers
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def make(shapes: dict[str, list[int]], folder: Path, device: str) -> tuple[Path, Path]:
+def make(shapes: dict[str, tuple[int, ...]], folder: Path, device: str) -> tuple[Path, Path]:
     """Write both checkpoints, one layer at a time."""
     sys.path.insert(0, str(ROOT))
     from lycotool.io.writer import FilePlan, TensorPlan, write_file
 
     plans = {
-        f"model.diffusion_model.{name}.weight": TensorPlan("F16", tuple(s)) for name, s in shapes.items()
+        f"model.diffusion_model.{name}.weight": TensorPlan("F16", shape) for name, shape in shapes.items()
     }
     plan = FilePlan(plans, {"format": "pt"})
     paths = folder / "base.safetensors", folder / "tuned.safetensors"
@@ -82,6 +86,25 @@ def timed(command: list[str]) -> tuple[float, str]:
     return time.perf_counter() - start, done.stdout
 
 
+def in_process(
+    paths: tuple[Path, Path], output: Path, rank: int, device: str, rounds: int, profile: bool
+) -> list[float]:
+    """Seconds of the whole operation, files to file, where torch is warm already."""
+    from lycotool.ops.extract import ExtractOptions, extract
+
+    options = ExtractOptions(output=str(output), rank=rank, device=device, force=True)
+    walls = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        extract(str(paths[0]), str(paths[1]), options)
+        walls.append(time.perf_counter() - start)
+    if profile:
+        with cProfile.Profile() as profiler:
+            extract(str(paths[0]), str(paths[1]), options)
+        pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+    return walls[1:]
+
+
 def ratios_to_optimum(
     paths: tuple[Path, Path], adapter: Path, rank: int, count: int, device: str
 ) -> list[float]:
@@ -102,6 +125,8 @@ def ratios_to_optimum(
             files[2].get_tensor(f"{module}.lora_{side}.weight").double().flatten(1) for side in ("up", "down")
         )
         values = torch.linalg.svdvals(two - one)
+        if len(values) <= rank:
+            continue  # nothing is left of a layer that small
         best = values[rank:].square().sum().sqrt()
         found.append(float((two - one - up @ down).norm() / best))
     return found
@@ -111,7 +136,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("shapes", type=Path)
+    parser.add_argument("--model", choices=["sd15", "sdxl"], default="sdxl")
+    parser.add_argument("--profile", action="store_true", help="also print where the time goes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--layers", type=int, help="only the first N layers")
@@ -120,17 +146,24 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    shapes = dict(list(json.loads(options.shapes.read_text()).items())[: options.layers])
+    unet = {
+        path.removeprefix("lora_unet."): shape
+        for path, shape in layers(options.model).items()
+        if path.startswith("lora_unet.")
+    }
+    shapes = dict(list(unet.items())[: options.layers])
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         paths = make(shapes, Path(folder), options.device)
         output = Path(folder) / "out.safetensors"
         command = [sys.executable, "-m", "lycotool", "extract", *map(str, paths), "--rank", str(options.rank),
-                   "--device", options.device, "--dtype", "fp32", "-f", "-q", "-o", str(output)]  # fmt: skip
+                   "--device", options.device, "-f", "-q", "-o", str(output)]  # fmt: skip
         reads, walls, imports = [], [], []
         for _ in range(options.rounds):
             reads.append(read_all(paths))
             imports.append(timed([sys.executable, "-c", "import torch; torch.zeros(1)"])[0])
             walls.append(timed(command)[0])
+        inside = in_process(paths, output, options.rank, options.device, options.rounds, options.profile)
+        timed([*command, "--dtype", "fp32"])
         ratios = ratios_to_optimum(paths, output, options.rank, options.sample, options.device)
         wall, read, start = (statistics.median(values) for values in (walls, reads, imports))
         figures = {
@@ -145,12 +178,14 @@ def main() -> None:
             "extract_wall_s": wall,
             "extract_walls_s": walls,
             "wall_minus_import_over_read": (wall - start) / read,
+            "in_process_s": inside,
+            "in_process_over_read": statistics.median(inside) / read,
             "error_over_optimum_worst": max(ratios),
             "error_over_optimum_median": statistics.median(ratios),
             "child_maxrss_mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         }
     for name, value in figures.items():
-        print(f"{name:30} {value if not isinstance(value, float) else round(value, 5)}")
+        print(f"{name:30} {round(value, 5) if isinstance(value, float) else value}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
 

@@ -21,8 +21,6 @@ truncation of a sample of modules, in float64 from QR decompositions.
 Memory is the largest RssAnon seen in /proc/PID/status every 20 ms, and the kernel's own
 high-water mark ``maxrss``, which counts mapped files too.
 
-The layers' shapes stand in ``layer_shapes.json``, so that diffusers need not be there;
-``--write-shapes`` makes that file from diffusers' and transformers' own models.
 """
 
 from __future__ import annotations
@@ -42,7 +40,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
+
+from shapes import layers
 
 # Only the standard library here: a child's maxrss starts from its parent's size.
 
@@ -51,96 +51,13 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).resolve()
 ROOT = SCRIPT.parents[2]  # children start here, so that `python -m lycotool` is this one
-SHAPES = SCRIPT.with_name("layer_shapes.json")
 SAMPLE_SECONDS = 0.02
 MIB = 2**20
 
 #: Old and new rank by model.
 RANKS = {"sd15": (32, 8), "sdxl": (128, 32)}
-QUICK = 8
 DENSE_LAYERS = 5
 CHECKED_MODULES = 40
-
-Shape = tuple[int, ...]
-Tree = dict[str, Union["Tree", list[int]]]
-
-
-# --- the shapes ----------------------------------------------------------------------------
-
-
-def layers(model: str, *, quick: bool) -> dict[str, Shape]:
-    """Weight shape by kohya-style module name."""
-    tree = json.loads(SHAPES.read_text())[model]
-    found = {path.replace(".", "_"): shape for path, shape in sorted(expanded(tree))}
-    return dict(list(found.items())[:: QUICK if quick else 1])
-
-
-def expanded(tree: Tree, path: str = "") -> Iterator[tuple[str, Shape]]:
-    """Every path of a tree whose equal branches share an entry, ``to_k to_v`` or ``0 1 2``."""
-    for names, branch in tree.items():
-        for name in names.split():
-            if isinstance(branch, list):
-                yield path + name, tuple(branch)
-            else:
-                yield from expanded(branch, f"{path}{name}.")
-
-
-def shared(shapes: Mapping[str, Shape]) -> Tree:
-    """The tree that :func:`expanded` undoes."""
-    branches: dict[str, dict[str, Shape]] = {}
-    leaves: dict[str, list[int]] = {}
-    for path, shape in shapes.items():
-        name, dot, rest = path.partition(".")
-        if dot:
-            branches.setdefault(name, {})[rest] = shape
-        else:
-            leaves[name] = list(shape)
-    whole: dict[str, Tree | list[int]] = {**leaves, **{name: shared(rest) for name, rest in branches.items()}}
-    equal: dict[str, list[str]] = {}
-    for name, branch in whole.items():
-        equal.setdefault(json.dumps(branch, sort_keys=True), []).append(name)
-    return {" ".join(names): whole[names[0]] for names in equal.values()}
-
-
-def write_shapes() -> None:
-    """Read the shapes off the models themselves, on the meta device."""
-    import torch
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):  # shapes without memory
-        sd15 = UNet2DConditionModel(
-            sample_size=64, cross_attention_dim=768, attention_head_dim=8,
-            block_out_channels=(320, 640, 1280, 1280),
-        )  # fmt: skip
-        sdxl = UNet2DConditionModel(
-            sample_size=128, cross_attention_dim=2048, attention_head_dim=(5, 10, 20),
-            block_out_channels=(320, 640, 1280), transformer_layers_per_block=(1, 2, 10),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )  # fmt: skip
-        clip = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
-
-    def of(model: torch.nn.Module, prefix: str) -> dict[str, Shape]:
-        return {
-            # transformers 5 dropped a level that adapters have.
-            f"{prefix}.{path.removeprefix('text_model.')}": tuple(module.weight.shape)
-            for path, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
-        }
-
-    shapes = {
-        "sd15": of(sd15, "lora_unet") | of(clip, "lora_te.text_model"),
-        "sdxl": of(sdxl, "lora_unet"),
-    }
-    trees = {model: shared(found) for model, found in shapes.items()}
-    for model, found in shapes.items():
-        if dict(expanded(trees[model])) != found:
-            raise AssertionError(model)
-        print(f"{model}: {len(found)} layers")
-    SHAPES.write_text(json.dumps(trees, separators=(",", ":")) + "\n")
 
 
 # --- children ------------------------------------------------------------------------------
@@ -154,7 +71,8 @@ def make(path: Path, model: str, quick: bool) -> None:
 
     rank, _ = RANKS[model]
     plans: dict[str, TensorPlan] = {}
-    for name, (out, width, *kernel) in layers(model, quick=quick).items():
+    for path_of, (out, width, *kernel) in layers(model, quick=quick).items():
+        name = path_of.replace(".", "_")
         ones = (1,) * len(kernel)
         plans[f"{name}.lora_up.weight"] = TensorPlan("F16", (out, rank, *ones))
         plans[f"{name}.lora_down.weight"] = TensorPlan("F16", (rank, width, *kernel))
@@ -238,7 +156,7 @@ def compute(source: Path, rank: int, device: str, rounds: int) -> dict[str, obje
     from lycotool.ops.resize import ResizeOptions, resize
 
     loaded = {key: tensor.to(device) for key, tensor in load_file(source).items()}
-    TensorStore.tensor = lambda self, key: loaded[key]  # type: ignore[assignment, method-assign]
+    TensorStore.tensor = lambda self, key, *, pinned=False: loaded[key]  # type: ignore[assignment, method-assign]
     options = ResizeOptions(
         output=str(source.with_name("none.safetensors")), rank=rank, device=device, dry_run=True
     )
@@ -468,15 +386,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="every eighth layer")
     parser.add_argument("--folder", type=Path, help="where to make the temporary folder")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
-    parser.add_argument("--write-shapes", action="store_true", help="make layer_shapes.json, nothing else")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     if options.child:
         act(options.child[0], options.child[1:])
-        return
-    if options.write_shapes:
-        write_shapes()
         return
     if options.threads:
         os.environ["OMP_NUM_THREADS"] = str(options.threads)  # children inherit it

@@ -1,6 +1,7 @@
 """Reading tensors and scalars out of an open store."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,13 +120,27 @@ def test_a_file_cut_short_after_opening_is_an_error(tmp_path: Path, lost: int) -
 def test_a_tensor_larger_than_memory_is_a_resource_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(nbytes: int) -> bytearray:
-        raise MemoryError
+    def no_memory(nbytes: int, **options: object) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     with open_store(stored(tmp_path, {"a": torch.ones(4)})) as store:
-        monkeypatch.setattr(storing, "bytearray", no_memory, raising=False)
+        monkeypatch.setattr(storing.torch, "empty", no_memory, raising=False)
         with pytest.raises(ResourceError, match="needs 16 bytes of memory at once"):
             store.tensor("a")
+
+
+@pytest.mark.parametrize("positioned", [True, False])
+def test_threads_may_read_one_file_together(
+    positioned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``preadv``, and with the lock that stands in for it where there is none."""
+    if not positioned:
+        monkeypatch.delattr(storing.os, "preadv")
+    tensors = {str(index): torch.full((5000,), float(index)) for index in range(40)}
+    with open_store(stored(tmp_path, tensors)) as store, ThreadPoolExecutor(8) as pool:
+        names = list(tensors) * 5
+        for name, read in zip(names, pool.map(store.tensor, names), strict=True):
+            assert torch.equal(read, tensors[name])
 
 
 def test_leaving_the_store_closes_its_files(tmp_path: Path) -> None:

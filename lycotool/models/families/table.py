@@ -1,0 +1,179 @@
+"""The modules of one network, and where a path is among them.
+
+Two namings exist for every denoiser: ``native``, of the checkpoint its authors published (LDM
+and SGM for the Stable Diffusions, BFL's for Flux), and ``diffusers``, of the class in that
+library. Where the two cut a matrix differently (a fused ``qkv`` against ``to_q``, ``to_k``,
+``to_v``), one rule names all parts. A few families have a third, ``comfy``: ComfyUI renames
+some of their native modules.
+
+A path may be dotted, or have ``_`` for its dots. The two forms are not told apart, so both
+are looked up by the same key: the path with its numbers taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+Naming = Literal["native", "diffusers", "comfy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One module in every naming.
+
+    Parameters
+    ----------
+    native
+        Dotted path of the module that holds the parameters, ``{}`` for an index. None where
+        the published model has no such module.
+    diffusers
+        Paths of the same rows in diffusers' class, in the order of the rows; several where
+        diffusers splits what is fused natively, none where it has no such module.
+    rows
+        Relative heights of the parts, when there are several.
+    swaps_halves
+        Whether the upper and the lower half of the rows change places (scale and shift of
+        an adaptive norm).
+    swaps_only_at_ratio
+        When not 0, the halves change places only where the module is this many times as high
+        as wide: of SD 3's context blocks, the last alone has one scale and one shift.
+    comfy
+        ComfyUI's path, where it renames the native module.
+    """
+
+    native: str | None
+    diffusers: tuple[str, ...]
+    rows: tuple[int, ...] = ()
+    swaps_halves: bool = False
+    swaps_only_at_ratio: int = 0
+    comfy: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.diffusers) > 1 and len(self.rows) != len(self.diffusers):
+            raise ValueError(f"{self.native}: {len(self.diffusers)} parts, {len(self.rows)} heights")
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a module is in its family.
+
+    ``part`` counts the parts of the rule in diffusers' naming; it is None for the whole
+    (the native module, or one that diffusers has whole too).
+    """
+
+    rule: Rule
+    indices: tuple[int, ...]
+    part: int | None
+
+    def path(self, naming: Naming) -> str | None:
+        """The site's dotted path in a naming, or None where it has none of its own there."""
+        rule = self.rule
+        pattern: str | None
+        if naming == "diffusers":
+            whole = rule.diffusers[0] if len(rule.diffusers) == 1 else None
+            pattern = whole if self.part is None else rule.diffusers[self.part]
+        elif self.part is not None:
+            pattern = None
+        else:
+            pattern = rule.comfy if naming == "comfy" and rule.comfy is not None else rule.native
+        return None if pattern is None else pattern.format(*self.indices)
+
+
+#: A path without dots and numbers, and its numbers.
+PathKey = tuple[str, tuple[int, ...]]
+
+
+def path_key(path: str) -> PathKey:
+    """What a dotted path and its flattened form have in common.
+
+    >>> path_key("blocks.3.attn1.to_q") == path_key("blocks_3_attn1_to_q")
+    True
+    """
+    pieces = path.replace(".", "_").split("_")
+    numbers = tuple(int(piece) for piece in pieces if piece.isdecimal())
+    return "_".join("#" if piece.isdecimal() else piece for piece in pieces), numbers
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """One path of a rule; ``numbers`` has None for every index."""
+
+    naming: Naming
+    rule: Rule
+    part: int | None
+    numbers: tuple[int | None, ...]
+
+    def fits(self, numbers: tuple[int, ...]) -> bool:
+        return all(
+            wanted is None or wanted == number for wanted, number in zip(self.numbers, numbers, strict=True)
+        )
+
+    def site(self, numbers: tuple[int, ...]) -> Site:
+        free = zip(self.numbers, numbers, strict=True)
+        return Site(self.rule, tuple(number for wanted, number in free if wanted is None), self.part)
+
+
+@dataclass(frozen=True)
+class ModuleTable:
+    """The modules of one network in every naming.
+
+    Parameters
+    ----------
+    write
+        Gives the rules. They are written when first asked for: there are thousands, and most
+        commands need one family's or none.
+    """
+
+    write: Callable[[], Iterable[Rule]]
+
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules, written once."""
+        return tuple(self.write())
+
+    def find(self, path: str) -> list[tuple[Naming, Site]]:
+        """Every site a path names, dotted or with ``_`` for every dot.
+
+        One path in several namings with the same meaning is found once, in the first of
+        diffusers', native and ComfyUI's.
+        """
+        key, numbers = path_key(path)
+        found: dict[Site, Naming] = {}
+        for pattern in self._patterns.get(key, ()):
+            if pattern.fits(numbers):
+                found.setdefault(pattern.site(numbers), pattern.naming)
+        return [(naming, site) for site, naming in found.items()]
+
+    def names(self, key: PathKey) -> set[Naming]:
+        """The namings in which a path is a module's; quicker than :meth:`find`."""
+        text, numbers = key
+        return {pattern.naming for pattern in self._patterns.get(text, ()) if pattern.fits(numbers)}
+
+    @cached_property
+    def _patterns(self) -> dict[str, list[_Pattern]]:
+        patterns: dict[str, list[_Pattern]] = {}
+        for rule in self.rules:
+            for naming, part, path in _paths(rule):
+                pieces = path.replace(".", "_").split("_")
+                numbers = tuple(
+                    None if piece == "{}" else int(piece) for piece in pieces if _is_number(piece)
+                )
+                key = "_".join("#" if _is_number(piece) else piece for piece in pieces)
+                patterns.setdefault(key, []).append(_Pattern(naming, rule, part, numbers))
+        return patterns
+
+
+def _paths(rule: Rule) -> Iterator[tuple[Naming, int | None, str]]:
+    for number, path in enumerate(rule.diffusers):
+        yield "diffusers", number if len(rule.diffusers) > 1 else None, path
+    if rule.native is not None:
+        yield "native", None, rule.native
+    if rule.comfy is not None:
+        yield "comfy", None, rule.comfy
+
+
+def _is_number(piece: str) -> bool:
+    return piece == "{}" or piece.isdecimal()

@@ -1,0 +1,353 @@
+"""The work of :mod:`lycotool.ops.extract`: read pairs ahead, subtract, store, account."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lycotool.devices import resolve_device
+from lycotool.errors import IncompatibleError, NumericError
+from lycotool.io.dtypes import to_torch
+from lycotool.io.prefetch import prefetched
+from lycotool.io.store import TensorStore
+from lycotool.io.writer import FilePlan, TensorPlan
+from lycotool.lazy import torch
+from lycotool.linalg import ranks
+from lycotool.linalg.dense import exact
+from lycotool.linalg.finite import extremes, is_finite
+from lycotool.models.architecture import guess_checkpoint
+from lycotool.models.layers import Param
+from lycotool.ops._batches import Batches
+from lycotool.ops._common import Progress, listed, provenance, saved_dtype
+from lycotool.ops._forms import DEFAULT_RANK, Difference, Forms, Stored, square
+from lycotool.ops._pairs import Pair, pair_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from lycotool.ops.extract import ExtractOptions
+
+#: Bytes of weights read ahead of the computation.
+_READ_AHEAD = 256 * 2**20
+
+#: Threads that read. One is as fast as most disks; the page cache feeds a GPU from four.
+_READERS = {"cpu": 1, "cuda": 4}
+
+#: Bytes of differences held back to be decomposed together, on a CPU; enough to share the
+#: overhead of small layers. A GPU holds back up to a GiB, and at most this share of its memory.
+_BATCH_BYTES = 64 * 2**20
+_BATCH_SHARE = 1 / 24
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleExtract:
+    """One layer: what was stored, and the share of the difference's norm it captures."""
+
+    name: str
+    layer: str
+    type: str
+    rank: int | None
+    norm: float
+    captured: float
+
+
+@dataclass(slots=True)
+class Energy:
+    """Squared norms of the differences, and of what is left of them, by component."""
+
+    total: dict[str, float] = field(default_factory=dict)
+    left: dict[str, float] = field(default_factory=dict)
+
+    def add(self, component: str, total: float, left: float) -> None:
+        """Count one layer."""
+        self.total[component] = self.total.get(component, 0.0) + total
+        self.left[component] = self.left.get(component, 0.0) + left
+
+    def captured(self) -> dict[str, float]:
+        """Shares by component, and ``all``."""
+        shares = {c: 1 - self.left[c] / total if total else 1.0 for c, total in self.total.items()}
+        whole = sum(self.total.values())
+        return {**shares, "all": 1 - sum(self.left.values()) / whole if whole else 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """One pair as stored: the two weights, the two biases where both have one."""
+
+    base: Tensor
+    tuned: Tensor
+    bias: tuple[Tensor, Tensor] | None
+
+
+@dataclass(slots=True)
+class _Result:
+    """What became of one pair, until all are done and can be reported in order."""
+
+    largest: float = 0.0
+    weight: Stored | None = None
+    bias: Tensor | None = None
+    saved_bias: Tensor | None = None
+
+
+class Extractor:
+    """One extraction, from the pairs to the adapter's tensors.
+
+    Attributes
+    ----------
+    modules
+        What was stored, in the order of the base checkpoint.
+    energy
+        How much of the difference that is.
+    skipped
+        Layers that are not in the adapter, by reason.
+    """
+
+    def __init__(
+        self, base: TensorStore, tuned: TensorStore, options: ExtractOptions, progress: Progress
+    ) -> None:
+        self._base, self._tuned = base, tuned
+        self._options = options
+        self._progress = progress
+        self._device = resolve_device(options.device, float64=True)
+        self._pairs = pair_layers(base, tuned, include=options.include, exclude=options.exclude)
+        self._forms = Forms(options)
+        self.modules: list[ModuleExtract] = []
+        self.energy = Energy()
+        self.skipped = self._pairs.skipped
+
+    def run(self) -> dict[str, Tensor]:
+        """The adapter's tensors by key.
+
+        Raises
+        ------
+        IncompatibleError
+            If nothing differs, or a layer's difference has no such form.
+        NumericError
+            If a checkpoint has NaN or infinite values.
+        """
+        pairs = self._pairs.chosen
+        self._progress.start("extract", sum(self._nbytes(pair) for pair in pairs))
+        if self._options.mode in ("size", "error"):
+            self._allocate(pairs)
+        results = [_Result() for _ in pairs]
+        batches = Batches(self._store_alike, limit=self._batch_limit())
+        for result, (pair, raw) in zip(results, self._read(pairs), strict=True):
+            self._compute(pair, raw, result, batches)
+            self._progress.advance(self._nbytes(pair))
+        batches.finish()
+        self._refuse_unfit()
+        tensors: dict[str, Tensor] = {}
+        for pair, result in zip(pairs, results, strict=True):
+            slots = self._report(pair, result)
+            tensors |= {f"{pair.name}.{slot}": tensor for slot, tensor in slots.items()}
+        if not tensors:
+            raise IncompatibleError(
+                "the checkpoints do not differ in any layer", path=self._tuned.path,
+                details=[f"{reason}: {len(names)} layers" for reason, names in self.skipped.items()],
+            )  # fmt: skip
+        return tensors
+
+    def metadata(self) -> dict[str, str]:
+        """What loaders and people read."""
+        options = self._options
+        used = {m.rank for m in self.modules if m.rank is not None}
+        dim = str(used.pop()) if len(used) == 1 else "Dynamic"
+        if used and options.mode == "fixed" and options.algo in ("lora", "dora"):
+            dim = str(options.rank or DEFAULT_RANK)  # layers too small for it have less
+        algo = {"lora": "locon", "dora": "locon"}.get(options.algo, options.algo)
+        arguments = {"algo": "full" if options.mode == "full" else algo}
+        if options.algo == "dora":
+            arguments |= {"dora_wd": "True", "wd_on_output": str(options.dora_axis == "out")}
+        if options.conv_rank is not None:
+            arguments |= {"conv_dim": str(options.conv_rank), "conv_alpha": str(options.conv_rank)}
+        if options.use_conv_cp:
+            arguments["use_tucker"] = "True"
+        guess = guess_checkpoint(self._base.shapes, self._base.metadata).name
+        versions = {"SD 1.x": "sd_v1", "SD 2.x": "sd_v2", "SDXL": "sdxl_base_v1-0"}
+        metadata = {
+            "ss_network_module": "lycoris.kohya",
+            "ss_network_dim": dim,
+            "ss_network_alpha": dim,
+            "ss_network_args": json.dumps(arguments),
+            "ss_training_comment": f"extracted by lycotool: {Path(self._tuned.path).name} - {Path(self._base.path).name}",
+            "ss_v2": str(guess == "SD 2.x"),
+        }
+        if guess in versions:
+            metadata["ss_base_model_version"] = versions[guess]
+        recipe = {
+            "base": Path(self._base.path).name, "tuned": Path(self._tuned.path).name,
+            "algo": options.algo, "mode": options.mode, "seed": options.seed,
+        }  # fmt: skip
+        return metadata | provenance("extract", json.dumps(recipe))
+
+    # --- reading -------------------------------------------------------------------------
+
+    def _read(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, _Raw]]:
+        return prefetched(
+            pairs, self._load, self._nbytes, window=_READ_AHEAD, workers=_READERS.get(self._device.type, 1)
+        )
+
+    def _nbytes(self, pair: Pair) -> int:
+        return self._base.info(pair.base.weight.key).nbytes + self._tuned.info(pair.tuned.weight.key).nbytes
+
+    def _load(self, pair: Pair) -> _Raw:
+        pinned = self._device.type == "cuda"
+        base = self._base.tensor(pair.base.weight.key, pinned=pinned)
+        tuned = self._tuned.tensor(pair.tuned.weight.key, pinned=pinned)
+        bias = None
+        if pair.base.bias is not None and pair.tuned.bias is not None:
+            bias = (self._base.tensor(pair.base.bias.key), self._tuned.tensor(pair.tuned.bias.key))
+        return _Raw(base, tuned, bias)
+
+    def _subtracted(self, base: Tensor, tuned: Tensor, params: tuple[Param, Param]) -> Tensor:
+        """``tuned - base``, finite.
+
+        Raises
+        ------
+        NumericError
+            If either has NaN or infinite values, or the difference overflows.
+        """
+        delta = tuned - base
+        if not is_finite(delta):
+            for store, param in zip((self._base, self._tuned), params, strict=True):
+                if not is_finite(store.tensor(param.key)):
+                    raise NumericError("has NaN or infinite values", path=store.path, key=param.key)
+            raise NumericError("the difference overflows", path=self._tuned.path, key=params[1].key)
+        return delta
+
+    # --- computing -----------------------------------------------------------------------
+
+    def _batch_limit(self) -> int:
+        if self._device.type != "cuda":
+            return _BATCH_BYTES
+        memory = torch.cuda.get_device_properties(self._device).total_memory
+        return min(2**30, int(memory * _BATCH_SHARE))
+
+    def _compute(
+        self, pair: Pair, raw: _Raw, result: _Result, batches: Batches[tuple[Difference, _Result]]
+    ) -> None:
+        """Store one pair's weight, or hold it back for its batch; subtract its bias."""
+        layer = self._difference(pair, raw)
+        result.largest = _largest(layer.delta)
+        if result.largest > self._options.min_diff:
+            kind = self._forms.kind(layer)
+            if kind is None:
+                result.weight = self._forms.store(layer)
+            else:
+                batches.add(kind, (layer, result), layer.delta.nbytes)
+        elif result.largest:
+            self.energy.add(pair.component, square(layer.delta), square(layer.delta))
+        result.bias = self._bias(pair, raw)
+        if result.bias is not None:
+            result.saved_bias = layer.save(result.bias)
+
+    def _store_alike(self, group: list[tuple[Difference, _Result]]) -> None:
+        stored = self._forms.store_alike([layer for layer, _ in group])
+        for (_, result), one in zip(group, stored, strict=True):
+            result.weight = one
+
+    def _difference(self, pair: Pair, raw: _Raw) -> Difference:
+        base = self._compute_form(raw.base, pair.base.weight)
+        tuned = self._compute_form(raw.tuned, pair.tuned.weight).reshape(base.shape)
+        delta = self._subtracted(base, tuned, (pair.base.weight, pair.tuned.weight))
+        stored = self._tuned.info(pair.tuned.weight.key).dtype
+        return Difference(
+            pair,
+            delta,
+            base if self._forms.needs_base else None,
+            saved_dtype(self._options.dtype, stored),
+            torch.finfo(to_torch(stored)).eps,
+        )
+
+    def _compute_form(self, stored: Tensor, param: Param) -> Tensor:
+        """A parameter in float32 (float64 if stored so) on the device."""
+        dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
+        return param.view(stored.to(self._device, non_blocking=True).to(dtype))
+
+    def _bias(self, pair: Pair, raw: _Raw) -> Tensor | None:
+        """The bias's difference, or None where there is none."""
+        if raw.bias is None or pair.base.bias is None or pair.tuned.bias is None:
+            return None
+        base, tuned = raw.bias
+        dtype = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
+        params = (pair.base.bias, pair.tuned.bias)
+        delta = self._subtracted(params[0].view(base.to(dtype)), params[1].view(tuned.to(dtype)), params)
+        return delta if _largest(delta) > self._options.min_diff else None
+
+    def _allocate(self, pairs: Sequence[Pair]) -> None:
+        """Ranks of all matrices together, from their whole spectra.
+
+        The file at rank 1 is planned exactly, so that a size is spent to the last rank.
+        """
+        chosen: list[Pair] = []
+        values: list[Tensor] = []
+        costs: list[int] = []
+        plans: dict[str, TensorPlan] = {}
+        for pair, raw in self._read(pairs):
+            layer = self._difference(pair, raw)
+            slots = {}
+            if _largest(layer.delta) > self._options.min_diff:
+                slots = self._forms.slots_at_rank_1(layer)
+                if pair.is_matrix:
+                    chosen.append(pair)
+                    values.append(exact(layer.delta.flatten(1)).values)
+                    costs.append(sum(layer.delta.flatten(1).shape) * TensorPlan(layer.dtype, (1,)).nbytes)
+            if (bias := self._bias(pair, raw)) is not None:
+                slots["diff_b"] = TensorPlan(layer.dtype, tuple(bias.shape))
+            plans |= {f"{pair.name}.{slot}": plan for slot, plan in slots.items()}
+        caps = [self._forms.cap(pair) for pair in chosen]
+        if self._options.size is None:
+            picked = ranks.allocate(values, costs, caps=caps, error=self._options.error)
+        else:
+            least = FilePlan(plans, self.metadata(), hashed=True).nbytes + 8 * len(plans)
+            if least > self._options.size:
+                raise IncompatibleError(
+                    f"{self._options.size} bytes are too few: rank 1 of every layer needs {least}",
+                    path=self._tuned.path,
+                )
+            budget = sum(costs) + self._options.size - least
+            picked = ranks.allocate(values, costs, caps=caps, budget=budget)
+        self._forms.ranks = {pair.name: rank for pair, rank in zip(chosen, picked, strict=True)}
+
+    # --- reporting -----------------------------------------------------------------------
+
+    def _refuse_unfit(self) -> None:
+        if self._forms.unfit:
+            worst = sorted(self._forms.unfit, reverse=True)
+            raise IncompatibleError(
+                f"{len(worst)} layers are no scaling of rows or columns, the worst by {worst[0][0]:.1%} of its change",
+                path=self._tuned.path,
+                details=listed([f"{name}: {share:.1%} of the change is left" for share, name in worst]),
+                hint="`--algo lora` takes any difference",
+            )
+
+    def _report(self, pair: Pair, result: _Result) -> dict[str, Tensor]:
+        """Count what one pair's module captures; its slots, none where nothing differs."""
+        slots: dict[str, Tensor] = {}
+        if (stored := result.weight) is not None:
+            self.energy.add(pair.component, stored.total, stored.left)
+            captured = math.sqrt(max(0.0, 1 - stored.left / stored.total))
+            self._list(pair, stored.type, stored.rank, math.sqrt(stored.total), captured)
+            slots = dict(stored.slots)
+        if result.bias is not None and result.saved_bias is not None:
+            left = result.bias - result.saved_bias.to(result.bias)
+            self.energy.add(pair.component, square(result.bias), square(left))
+            if not slots:  # nothing of the weight to report
+                self._list(pair, "full", None, 0.0, 1.0)
+            slots["b_norm" if "w_norm" in slots else "diff_b"] = result.saved_bias
+        if not slots:
+            self._pairs.skip("no more than --min-diff" if result.largest else "unchanged", pair.base.path)
+        return slots
+
+    def _list(self, pair: Pair, kind: str, rank: int | None, norm: float, captured: float) -> None:
+        self.modules.append(ModuleExtract(pair.name, pair.base.path, kind, rank, norm, captured))
+
+
+def _largest(delta: Tensor) -> float:
+    return max(map(abs, extremes(delta))) if delta.numel() else 0.0
