@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from lycotool.errors import OutputError
@@ -71,7 +72,7 @@ class FilePlan:
         ordered = sorted(self.tensors.items(), key=lambda item: (place[item[1].dtype], item[0]))
         object.__setattr__(self, "tensors", dict(ordered))
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Size of the file."""
         return len(self.header()) + sum(plan.nbytes for plan in self.tensors.values())

@@ -1,4 +1,4 @@
-"""Singular values and best approximations of dense matrices, one or a batch of equal shape.
+"""Singular values and best approximations of dense matrices, one or many at a time.
 
 Everything goes by the smaller Gram matrix in float64, ``A Aᵀ = U Σ² Uᵀ``: its whole spectrum
 (:func:`exact`), or only the leading part of it (:func:`leading`). Squaring in float64 leaves
@@ -8,6 +8,7 @@ SVD.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,52 +45,42 @@ class DenseSpectrum:
 
     def truncated(self, rank: int, matrix: Tensor) -> LowRank:
         """``up = U_k Σ_k``, ``down = V_kᵀ``, from the matrix the spectrum is of."""
-        values = self.values[:rank].to(matrix.device)
-        up, down = _factors(matrix[None], values[None], self.basis[None, :, :rank])
-        return LowRank(up[0], down[0])
+        return _factors(matrix, self.values[:rank].to(matrix.device), self.basis[:, :rank])
 
 
 def exact(matrix: Tensor) -> DenseSpectrum:
     """The whole spectrum of one matrix."""
-    squares, basis = eigh(_grams(matrix[None]))
+    squares, basis = eigh(_gram(matrix)[None])
     return DenseSpectrum(squares[0].clamp_min(0).sqrt().cpu(), basis[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Leading:
-    """The best approximations of a batch: ``up = U_k Σ_k``, ``down = V_kᵀ``.
+    """The best approximation of one matrix: ``up = U_k Σ_k``, ``down = V_kᵀ``.
 
-    Attributes
-    ----------
-    up, down
-        ``(batch, m, k)`` and ``(batch, k, n)``, in the matrices' dtype and on their device.
-    values
-        The ``k`` largest singular values, ``(batch, k)``, float64, on the CPU.
+    ``factors`` are in the matrix's dtype and on its device; ``values``, the ``k`` largest
+    singular values, are in float64 on the CPU.
     """
 
-    up: Tensor
-    down: Tensor
+    factors: LowRank
     values: Tensor
 
-    def __getitem__(self, index: int) -> LowRank:
-        return LowRank(self.up[index], self.down[index])
 
-
-def leading(matrices: Tensor, rank: int, *, seed: int) -> Leading:
+def leading(matrices: Sequence[Tensor], rank: int, *, seed: int) -> list[Leading]:
     """The best approximations of a rank, each within 1.001 of the optimal error.
 
     Parameters
     ----------
     matrices
-        ``(batch, m, n)``.
+        ``(m, n)`` each, all with one ``min(m, n)``: that is the size of what is decomposed.
     rank
         At most ``min(m, n)`` of it is used.
     seed
         For the random start; equal seeds give equal results on one device.
     """
-    shorter = min(matrices.shape[1:])
+    shorter = min(matrices[0].shape)
     rank = min(rank, shorter)
-    grams = _grams(matrices)
+    grams = torch.stack([_gram(matrix) for matrix in matrices])
     if shorter <= _SMALL or 3 * (rank + OVERSAMPLING) > shorter:
         squares, basis = eigh(grams)
     else:
@@ -98,38 +89,40 @@ def leading(matrices: Tensor, rank: int, *, seed: int) -> Leading:
             whole, vectors = eigh(grams[index : index + 1])
             squares[index], basis[index] = whole[0, :rank], vectors[0, :, :rank]
     values = squares[:, :rank].clamp_min(0).sqrt()
-    up, down = _factors(matrices, values, basis[..., :rank])
-    return Leading(up, down, values.cpu())
+    on_cpu = values.cpu()
+    return [
+        Leading(_factors(matrix, values[index], basis[index, :, :rank]), on_cpu[index])
+        for index, matrix in enumerate(matrices)
+    ]
 
 
 def best_approximation(matrix: Tensor, rank: int, *, seed: int) -> LowRank:
     """:func:`leading` of one matrix."""
-    return leading(matrix[None], rank, seed=seed)[0]
+    return leading([matrix], rank, seed=seed)[0].factors
 
 
-def _grams(matrices: Tensor) -> Tensor:
-    """``A Aᵀ`` or ``Aᵀ A``, whichever is smaller, in float64: ``(batch, s, s)``."""
-    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
-    batch, shorter, _ = wide.shape
-    total = torch.zeros(batch, shorter, shorter, dtype=torch.float64, device=wide.device)
-    step = max(1, _GRAM_CHUNK // max(1, batch * shorter))
-    for start in range(0, wide.shape[-1], step):
-        rows = wide[..., start : start + step].double()
-        total.baddbmm_(rows, rows.mT)
+def _gram(matrix: Tensor) -> Tensor:
+    """``A Aᵀ`` or ``Aᵀ A``, whichever is smaller, in float64."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    shorter = len(wide)
+    total = torch.zeros(shorter, shorter, dtype=torch.float64, device=wide.device)
+    step = max(1, _GRAM_CHUNK // shorter)
+    for start in range(0, wide.shape[1], step):
+        rows = wide[:, start : start + step].double()
+        total.addmm_(rows, rows.T)
     return total
 
 
-def _factors(matrices: Tensor, values: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """``U Σ`` and ``Vᵀ`` from the matrices, their values and the shorter side's vectors."""
-    largest = basis.gather(-2, basis.abs().argmax(-2, keepdim=True))
+def _factors(matrix: Tensor, values: Tensor, basis: Tensor) -> LowRank:
+    """``U Σ`` and ``Vᵀ`` from a matrix, its values and the shorter side's vectors."""
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     basis = basis * torch.where(largest < 0, -1.0, 1.0)  # a repeatable sign
-    dtype = matrices.dtype
-    if matrices.shape[1] > matrices.shape[2]:
-        return matrices @ basis.to(dtype), basis.mT.to(dtype)  # U Σ = A V
+    if matrix.shape[0] > matrix.shape[1]:
+        return LowRank(matrix @ basis.to(matrix.dtype), basis.T.to(matrix.dtype))  # U Σ = A V
     # A direction without length keeps its basis vector and gets a zero scale.
-    inverse = torch.where(values > values[:, :1] * 1e-12, 1 / values.clamp_min(1e-300), 0)
-    down = (basis * inverse.unsqueeze(-2)).to(dtype).mT @ matrices
-    return (basis * values.unsqueeze(-2)).to(dtype), down
+    inverse = torch.where(values > values[:1] * 1e-12, 1 / values.clamp_min(1e-300), 0)
+    down = (basis * inverse).to(matrix.dtype).T @ matrix
+    return LowRank((basis * values).to(matrix.dtype), down)
 
 
 def nearest_kronecker(matrix: Tensor, first: tuple[int, int]) -> tuple[Tensor, Tensor]:

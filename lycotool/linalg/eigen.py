@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from lycotool.lazy import torch
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 #: Measured for 794 matrices of 128: 83 ms on 16 cores, 1281 ms by cuSOLVER on an H100, which
 #: takes them one after another. From about here on one matrix fills a GPU.
 _THREADED = 512
+
+_workers: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("workers", default=None)
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,30 +39,42 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(matrices)
     else:
         values, vectors = _on_threads(matrices.cpu())
-    return values.flip(-1).to(matrices.device), vectors.flip(-1).to(matrices.device)
-
-
-def _on_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    with _one_thread_each() as workers:
-        # More pieces than workers, so that a slow one does not leave the others idle.
-        pieces = matrices.chunk(min(4 * workers, matrices.shape[0]))
-        with ThreadPoolExecutor(workers) as pool:
-            solved = list(pool.map(_solve, pieces))
-    return torch.cat([values for values, _ in solved]), torch.cat([vectors for _, vectors in solved])
-
-
-def _solve(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    torch.set_num_threads(1)  # OpenMP counts threads by the thread that asks
-    values, vectors = torch.linalg.eigh(matrices)
-    return values, vectors
+    return values.to(matrices.device).flip(-1), vectors.to(matrices.device).flip(-1)
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[int]:
-    """Keep LAPACK from splitting one small matrix over all cores; yields how many there are."""
-    threads = torch.get_num_threads()
+def one_matrix_a_thread() -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Keep the threads of :func:`eigh` between its calls; torch's own work gets one meanwhile.
+
+    LAPACK would split each small matrix over all cores, slower than one core alone, and the
+    number of its threads is a setting of the whole process that takes milliseconds to change.
+    For long work on a GPU; without it :func:`eigh` sets the number and back at each call.
+
+    Yields
+    ------
+    ThreadPoolExecutor, int
+        The threads, and how many they are.
+    """
+    if (workers := _workers.get()) is not None:
+        yield workers
+        return
+    count = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield threads
+        # OpenMP counts threads by the thread that asks, so each worker has to say it too.
+        with ThreadPoolExecutor(count, "lycotool-eigh", torch.set_num_threads, (1,)) as pool:
+            token = _workers.set((pool, count))
+            try:
+                yield pool, count
+            finally:
+                _workers.reset(token)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(count)
+
+
+def _on_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    with one_matrix_a_thread() as (pool, count):
+        # More pieces than workers, so that a slow one does not leave the others idle.
+        pieces = matrices.chunk(min(4 * count, matrices.shape[0]))
+        solved = list(pool.map(torch.linalg.eigh, pieces))
+    return torch.cat([values for values, _ in solved]), torch.cat([vectors for _, vectors in solved])

@@ -114,9 +114,10 @@ def _orthonormal(columns: Tensor) -> Tensor:
     basis = columns
     for _ in range(2):
         factor, info = torch.linalg.cholesky_ex(basis.mT @ basis)
-        # Above a condition of about 1e7 the Gram matrix has lost the small directions.
         pivots = factor.diagonal(dim1=-2, dim2=-1)
-        if bool((info != 0).any()) or bool((pivots.amin(-1) < 1e-7 * pivots.amax(-1)).any()):
+        # Above a condition of about 1e7 the Gram matrix has lost the small directions.
+        is_lost = (info != 0) | ~(pivots.amin(-1) >= 1e-7 * pivots.amax(-1))
+        if bool(is_lost.any()):
             break
         basis = torch.linalg.solve_triangular(factor.mT, basis, upper=True, left=False)
     else:

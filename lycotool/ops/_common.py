@@ -109,18 +109,38 @@ def cast_checked(tensor: torch.Tensor, dtype: str, *, path: str, key: str) -> to
     target = to_torch(dtype)
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return tensor.to(target)
-    low, high = extremes(tensor)
-    limit = torch.finfo(target).max
-    if not (low >= -limit and high <= limit):
-        if low != low or high != high:
-            raise NumericError("the result has NaN values", path=path, key=key)
-        raise NumericError(
-            f"the result has values up to {max(-low, high):.6g}, {dtype} holds up to {limit:.6g}",
-            path=path,
-            key=key,
-            hint="`--dtype fp32` or `--dtype bf16` has the range",
-        )
+    check_range(*extremes(tensor), dtype, path=path, key=key)
     return tensor.to(target)
+
+
+def check_range(low: float, high: float, dtype: str, *, path: str, key: str) -> None:
+    """Refuse a tensor with these extremes that a saved dtype cannot hold.
+
+    Raises
+    ------
+    NumericError
+        If an extreme is NaN, infinite, or beyond the dtype's range.
+    """
+    limit = torch.finfo(to_torch(dtype)).max
+    if low >= -limit and high <= limit:
+        return
+    if low != low or high != high:
+        raise NumericError("the result has NaN values", path=path, key=key)
+    raise NumericError(
+        f"the result has values up to {max(-low, high):.6g}, {dtype} holds up to {limit:.6g}",
+        path=path,
+        key=key,
+        hint="`--dtype fp32` or `--dtype bf16` has the range",
+    )
+
+
+def to_cpu(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Tensors of one dtype on the CPU, in one transfer."""
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return list(tensors)
+    flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:

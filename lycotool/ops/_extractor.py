@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from lycotool.io.writer import FilePlan, TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg import ranks
 from lycotool.linalg.dense import exact
+from lycotool.linalg.eigen import one_matrix_a_thread
 from lycotool.linalg.finite import extremes, is_finite
 from lycotool.models.architecture import guess_checkpoint
 from lycotool.models.layers import Param
@@ -131,7 +133,10 @@ class Extractor:
         NumericError
             If a checkpoint has NaN or infinite values.
         """
-        pairs = self._pairs.chosen
+        with one_matrix_a_thread() if self._device.type == "cuda" else nullcontext():
+            return self._run(self._pairs.chosen)
+
+    def _run(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
         self._progress.start("extract", sum(self._nbytes(pair) for pair in pairs))
         if self._options.mode in ("size", "error"):
             self._allocate(pairs)
@@ -205,8 +210,8 @@ class Extractor:
             bias = (self._base.tensor(pair.base.bias.key), self._tuned.tensor(pair.tuned.bias.key))
         return _Raw(base, tuned, bias)
 
-    def _subtracted(self, base: Tensor, tuned: Tensor, params: tuple[Param, Param]) -> Tensor:
-        """``tuned - base``, finite.
+    def _subtracted(self, base: Tensor, tuned: Tensor, params: tuple[Param, Param]) -> tuple[Tensor, float]:
+        """``tuned - base`` and its largest absolute value, which is finite.
 
         Raises
         ------
@@ -214,12 +219,13 @@ class Extractor:
             If either has NaN or infinite values, or the difference overflows.
         """
         delta = tuned - base
-        if not is_finite(delta):
+        largest = max(map(abs, extremes(delta))) if delta.numel() else 0.0
+        if not math.isfinite(largest):
             for store, param in zip((self._base, self._tuned), params, strict=True):
                 if not is_finite(store.tensor(param.key)):
                     raise NumericError("has NaN or infinite values", path=store.path, key=param.key)
             raise NumericError("the difference overflows", path=self._tuned.path, key=params[1].key)
-        return delta
+        return delta, largest
 
     # --- computing -----------------------------------------------------------------------
 
@@ -233,8 +239,7 @@ class Extractor:
         self, pair: Pair, raw: _Raw, result: _Result, batches: Batches[tuple[Difference, _Result]]
     ) -> None:
         """Store one pair's weight, or hold it back for its batch; subtract its bias."""
-        layer = self._difference(pair, raw)
-        result.largest = _largest(layer.delta)
+        layer, result.largest = self._difference(pair, raw)
         if result.largest > self._options.min_diff:
             kind = self._forms.kind(layer)
             if kind is None:
@@ -252,18 +257,15 @@ class Extractor:
         for (_, result), one in zip(group, stored, strict=True):
             result.weight = one
 
-    def _difference(self, pair: Pair, raw: _Raw) -> Difference:
+    def _difference(self, pair: Pair, raw: _Raw) -> tuple[Difference, float]:
+        """One pair's difference, and its largest absolute value."""
         base = self._compute_form(raw.base, pair.base.weight)
         tuned = self._compute_form(raw.tuned, pair.tuned.weight).reshape(base.shape)
-        delta = self._subtracted(base, tuned, (pair.base.weight, pair.tuned.weight))
+        delta, largest = self._subtracted(base, tuned, (pair.base.weight, pair.tuned.weight))
         stored = self._tuned.info(pair.tuned.weight.key).dtype
-        return Difference(
-            pair,
-            delta,
-            base if self._forms.needs_base else None,
-            saved_dtype(self._options.dtype, stored),
-            torch.finfo(to_torch(stored)).eps,
-        )
+        kept = base if self._forms.needs_base else None
+        saved = saved_dtype(self._options.dtype, stored)
+        return Difference(pair, delta, kept, saved, torch.finfo(to_torch(stored)).eps), largest
 
     def _compute_form(self, stored: Tensor, param: Param) -> Tensor:
         """A parameter in float32 (float64 if stored so) on the device."""
@@ -277,8 +279,10 @@ class Extractor:
         base, tuned = raw.bias
         dtype = torch.float64 if torch.float64 in (base.dtype, tuned.dtype) else torch.float32
         params = (pair.base.bias, pair.tuned.bias)
-        delta = self._subtracted(params[0].view(base.to(dtype)), params[1].view(tuned.to(dtype)), params)
-        return delta if _largest(delta) > self._options.min_diff else None
+        delta, largest = self._subtracted(
+            params[0].view(base.to(dtype)), params[1].view(tuned.to(dtype)), params
+        )
+        return delta if largest > self._options.min_diff else None
 
     def _allocate(self, pairs: Sequence[Pair]) -> None:
         """Ranks of all matrices together, from their whole spectra.
@@ -290,9 +294,9 @@ class Extractor:
         costs: list[int] = []
         plans: dict[str, TensorPlan] = {}
         for pair, raw in self._read(pairs):
-            layer = self._difference(pair, raw)
+            layer, largest = self._difference(pair, raw)
             slots = {}
-            if _largest(layer.delta) > self._options.min_diff:
+            if largest > self._options.min_diff:
                 slots = self._forms.slots_at_rank_1(layer)
                 if pair.is_matrix:
                     chosen.append(pair)
@@ -347,7 +351,3 @@ class Extractor:
 
     def _list(self, pair: Pair, kind: str, rank: int | None, norm: float, captured: float) -> None:
         self.modules.append(ModuleExtract(pair.name, pair.base.path, kind, rank, norm, captured))
-
-
-def _largest(delta: Tensor) -> float:
-    return max(map(abs, extremes(delta))) if delta.numel() else 0.0

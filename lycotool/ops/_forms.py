@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms import dora, lora
-from lycotool.errors import IncompatibleError, NumericError
+from lycotool.errors import IncompatibleError
+from lycotool.io.dtypes import to_torch
 from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg import ranks
@@ -20,7 +21,7 @@ from lycotool.linalg.dense import best_approximation, exact, leading, nearest_kr
 from lycotool.linalg.direction import nearest_direction
 from lycotool.linalg.low_rank import LowRank, kron
 from lycotool.models.factorization import factorization
-from lycotool.ops._common import cast_checked
+from lycotool.ops._common import cast_checked, check_range, to_cpu
 from lycotool.ops._pairs import Pair
 from lycotool.ops._render import alpha_tensor
 
@@ -102,27 +103,30 @@ class Forms:
         """Equal for layers that :meth:`store_alike` may store together; None for one that stands alone."""
         options = self.options
         is_plain = options.algo == "lora" and options.mode == "fixed" and layer.pair.is_matrix
-        if not is_plain or options.sparse_bias or options.clamp_quantile is not None:
+        if not is_plain or options.sparse_bias:
             return None
         if options.use_conv_cp and layer.pair.is_convolution:
             return None
-        return tuple(layer.delta.shape), layer.delta.dtype, layer.dtype, self.cap(layer.pair)
+        matrix = layer.delta.flatten(1)
+        return min(matrix.shape), matrix.dtype, layer.dtype, self.cap(layer.pair)
 
     def store_alike(self, layers: Sequence[Difference]) -> list[Stored]:
         """:meth:`_lora` of layers of one :meth:`kind`, in a few large calls."""
-        first = layers[0]
-        deltas = torch.stack([layer.delta.flatten(1) for layer in layers])
-        totals = torch.linalg.vector_norm(deltas, dim=(1, 2), dtype=torch.float64)
-        low = leading(deltas, self.cap(first.pair), seed=self.options.seed)
-        ups, downs = _save_batch(layers, low.up), _save_batch(layers, low.down)
-        lefts = deltas.baddbmm_(ups.to(deltas), downs.to(deltas), alpha=-1)
-        norms = torch.stack([totals, torch.linalg.vector_norm(lefts, dim=(1, 2), dtype=torch.float64)])
-        up, down = ups.cpu(), downs.cpu()
-        stored = []
-        for index, (total, left) in enumerate(norms.square().T.tolist()):
-            slots = _lora_slots(LowRank(up[index], down[index]), first.delta.shape[2:])
-            stored.append(Stored(slots, "lora", low.up.shape[-1], total, left))
-        return stored
+        deltas = [layer.delta.flatten(1) for layer in layers]
+        found = leading(deltas, self.cap(layers[0].pair), seed=self.options.seed)
+        low = [self._clamped(one.factors) for one in found]
+        ups, downs = _save_all(layers, [one.up for one in low]), _save_all(layers, [one.down for one in low])
+        squares = []
+        for delta, up, down in zip(deltas, ups, downs, strict=True):
+            left = torch.addmm(delta, up.to(delta), down.to(delta), alpha=-1)
+            squares += [torch.linalg.vector_norm(x, dtype=torch.float64).square() for x in (delta, left)]
+        norms = torch.stack(squares).tolist()
+        return [
+            Stored(_lora_slots(LowRank(up, down), layer.delta.shape[2:]), "lora", up.shape[1], total, left)
+            for layer, up, down, total, left in zip(
+                layers, to_cpu(ups), to_cpu(downs), norms[::2], norms[1::2], strict=True
+            )
+        ]
 
     def store(self, layer: Difference) -> Stored:
         """Store one layer's difference."""
@@ -173,8 +177,7 @@ class Forms:
             low = LowRank(up, down, core)
         else:
             low = self._truncated(layer.pair, delta.flatten(1))
-        if options.clamp_quantile is not None and low.core is None:
-            low = _clamped(low, options.clamp_quantile)
+        low = self._clamped(low)
         slots = _saved_factors(layer, low)
         change = _change(slots).to(delta).reshape(delta.shape)
         if options.sparse_bias:
@@ -183,6 +186,15 @@ class Forms:
             change = change + matrix.reshape(delta.shape)
         label = "lora (cp)" if low.core is not None else "lora"
         return layer.stored(slots, label, low.rank, delta - change)
+
+    def _clamped(self, low: LowRank) -> LowRank:
+        """Both factors cut at a quantile of their absolute values, where that is asked for."""
+        quantile = self.options.clamp_quantile
+        if quantile is None:
+            return low
+        values = torch.cat([low.up.flatten(), low.down.flatten()]).abs()
+        limit = float(values.kthvalue(max(1, math.ceil(quantile * values.numel()))).values)
+        return LowRank(low.up.clamp(-limit, limit), low.down.clamp(-limit, limit))
 
     def _truncated(self, pair: Pair, matrix: Tensor) -> LowRank:
         """The best approximation of the rank that mode and cap choose."""
@@ -302,15 +314,12 @@ def _base(layer: Difference) -> Tensor:
     return layer.base
 
 
-def _save_batch(layers: Sequence[Difference], tensors: Tensor) -> Tensor:
-    """Round one factor of all layers to their dtype; an overflow is reported by its layer."""
-    first = layers[0]
-    try:
-        return cast_checked(tensors, first.dtype, path=first.pair.tuned.path, key=first.pair.name)
-    except NumericError:
-        for layer, tensor in zip(layers, tensors, strict=True):
-            layer.save(tensor)
-        raise
+def _save_all(layers: Sequence[Difference], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """:meth:`Difference.save` of one factor of every layer, but left on its device."""
+    ends = torch.stack([torch.stack(torch.aminmax(tensor)) for tensor in tensors]).tolist()
+    for layer, (low, high) in zip(layers, ends, strict=True):
+        check_range(low, high, layer.dtype, path=layer.pair.tuned.path, key=layer.pair.name)
+    return [tensor.to(to_torch(layer.dtype)) for layer, tensor in zip(layers, tensors, strict=True)]
 
 
 def _saved_factors(layer: Difference, low: LowRank) -> dict[str, Tensor]:
@@ -332,13 +341,6 @@ def _change(slots: Mapping[str, Tensor]) -> Tensor:
     core = slots["lora_mid.weight"].float() if "lora_mid.weight" in slots else None
     up, down = slots["lora_up.weight"].float().flatten(1), slots["lora_down.weight"].float().flatten(1)
     return LowRank(up, down, core).dense()
-
-
-def _clamped(low: LowRank, quantile: float) -> LowRank:
-    """Both factors cut at a quantile of their absolute values, as older tools do."""
-    values = torch.cat([low.up.flatten(), low.down.flatten()]).abs()
-    limit = float(values.kthvalue(max(1, math.ceil(quantile * values.numel()))).values)
-    return LowRank(low.up.clamp(-limit, limit), low.down.clamp(-limit, limit))
 
 
 def _as_int16(values: Tensor) -> Tensor:

@@ -167,8 +167,8 @@ def test_leading_is_within_a_thousandth_of_optimal(
     values = spread(count) if name == "noise" else np.sort(SPECTRA[name](count, rank))[::-1]
     matrix = torch.from_numpy(with_spectrum(rows, columns, values, np.random.default_rng(seed))).float()
 
-    result = leading(matrix[None], rank, seed=seed)
-    low, found = result[0], result.values[0]
+    result = leading([matrix], rank, seed=seed)[0]
+    low, found = result.factors, result.values
 
     within_a_thousandth(low, matrix, values, rank)
     assert low.rank == len(found) == min(rank, count)
@@ -200,8 +200,8 @@ def test_the_filtered_subspace_alone_is_enough(
     matrix = torch.from_numpy(with_spectrum(*shape, values, np.random.default_rng(rank))).float()
     monkeypatch.setattr(dense, "eigh", refuse)
 
-    result = leading(matrix[None], rank, seed=0)
-    low, found = result[0], result.values[0]
+    result = leading([matrix], rank, seed=0)[0]
+    low, found = result.factors, result.values
 
     within_a_thousandth(low, matrix, values, rank)
     # Values of the kept directions; the last few may mix with equals just below them.
@@ -228,28 +228,30 @@ def test_without_convergence_it_falls_back_to_the_exact_way(
     matrix = torch.from_numpy(with_spectrum(*shape, values, np.random.default_rng(5))).float()
     monkeypatch.setattr(subspace, "_TOLERANCE", -1.0)  # no gain is ever small enough
 
-    result = leading(torch.stack([matrix, 2 * matrix]), 8, seed=0)
-
-    for index, one in enumerate([matrix, 2 * matrix]):
+    matrices = [matrix, 2 * matrix]
+    for one, result in zip(matrices, leading(matrices, 8, seed=0), strict=True):
         expected = exact(one).truncated(8, one)
-        near = FLOAT32 * float(one.norm())  # a batched product sums in another order
-        assert (result[index].up - expected.up).abs().max() <= near
-        assert (result[index].down - expected.down).abs().max() <= FLOAT32
-        assert torch.equal(result.values[index], exact(one).values[:8])
+        # The same numbers, in another order in memory, in which products may sum them.
+        assert (result.factors.up - expected.up).abs().max() <= FLOAT32 * float(one.norm())
+        assert (result.factors.down - expected.down).abs().max() <= FLOAT32
+        assert torch.equal(result.values, exact(one).values[:8])
 
 
-@pytest.mark.parametrize("shape", [(20, 30), (220, 300), (300, 220)], ids=str)
-def test_a_batch_is_as_good_as_its_matrices_alone(shape: tuple[int, int]) -> None:
-    """One of each spectrum, so that they converge at different times."""
-    count = min(shape)
-    spectra = [np.sort(make(count, 8))[::-1] for make in SPECTRA.values()]
+@pytest.mark.parametrize("shorter", [20, 220])
+def test_many_matrices_are_as_good_as_each_alone(shorter: int) -> None:
+    """One of each spectrum, so that they converge at different times, wide and tall ones."""
     rng = np.random.default_rng(12)
-    matrices = torch.stack([torch.from_numpy(with_spectrum(*shape, v, rng)).float() for v in spectra])
+    spectra = [np.sort(make(shorter, 8))[::-1] for make in SPECTRA.values()]
+    shapes = [(shorter, shorter + 40), (shorter, shorter), (shorter + 90, shorter)]
+    matrices = [
+        torch.from_numpy(with_spectrum(*shapes[index % 3], values, rng)).float()
+        for index, values in enumerate(spectra)
+    ]
 
-    result = leading(matrices, 8, seed=0)
+    found = leading(matrices, 8, seed=0)
 
-    for index, values in enumerate(spectra):
-        within_a_thousandth(result[index], matrices[index], values, 8)
+    for matrix, values, result in zip(matrices, spectra, found, strict=True):
+        within_a_thousandth(result.factors, matrix, values, 8)
 
 
 @pytest.mark.parametrize("shape", [(192, 400), (400, 192)], ids=str)
@@ -265,10 +267,10 @@ def test_small_matrices_are_decomposed_exactly(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", [(5, 8), (8, 5), (200, 300), (300, 200)], ids=str)
 def test_a_zero_matrix_has_zero_factors(shape: tuple[int, int]) -> None:
-    result = leading(torch.zeros(1, *shape), 3, seed=0)
-    low = result[0]
+    result = leading([torch.zeros(shape)], 3, seed=0)[0]
+    low = result.factors
 
-    assert result.values.tolist() == [[0, 0, 0]]
+    assert result.values.tolist() == [0, 0, 0]
     assert low.shape == shape
     assert torch.equal(low.dense(), torch.zeros(shape))
     assert torch.isfinite(low.up).all()

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lycotool.linalg import eigen
-from lycotool.linalg.eigen import eigh
+from lycotool.linalg.eigen import eigh, one_matrix_a_thread
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -25,15 +24,19 @@ def test_values_descend_and_vectors_diagonalise(batch: int, side: int) -> None:
     assert (vectors.mT @ vectors - torch.eye(side, dtype=torch.float64)).abs().max() <= 8 * side * EPS
 
 
-def test_the_number_of_threads_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_is_left_as_it_was() -> None:
     threads = torch.get_num_threads()
+    matrices = torch.eye(4, dtype=torch.float64).repeat(9, 1, 1)
 
-    def fail(matrices: torch.Tensor) -> None:
-        raise ArithmeticError
-
-    eigh(torch.eye(4, dtype=torch.float64).repeat(9, 1, 1))
+    eigh(matrices)
     assert torch.get_num_threads() == threads
-    monkeypatch.setattr(eigen, "_solve", fail)
+
+    def fail_inside() -> None:
+        with one_matrix_a_thread():
+            eigh(matrices)
+            assert torch.get_num_threads() == 1
+            raise ArithmeticError
+
     with pytest.raises(ArithmeticError):
-        eigh(torch.eye(4, dtype=torch.float64).repeat(9, 1, 1))
+        fail_inside()
     assert torch.get_num_threads() == threads

@@ -82,7 +82,7 @@ class Site:
         return None if pattern is None else pattern.format(*self.indices)
 
 
-#: A path without dots and numbers, and its numbers.
+#: A path with a dot in place of every number and ``_`` for its own dots; and its numbers.
 PathKey = tuple[str, tuple[int, ...]]
 
 
@@ -93,27 +93,30 @@ def path_key(path: str) -> PathKey:
     True
     """
     pieces = path.replace(".", "_").split("_")
-    numbers = tuple(int(piece) for piece in pieces if piece.isdecimal())
-    return "_".join("#" if piece.isdecimal() else piece for piece in pieces), numbers
+    numbers = tuple(int(piece) for piece in pieces if _is_number(piece))
+    return "_".join("." if _is_number(piece) else piece for piece in pieces), numbers
+
+
+def _is_number(piece: str) -> bool:
+    """Whether a piece is written as an index is: no zeros in front, no thousands of digits."""
+    return piece.isascii() and piece.isdecimal() and (piece == "0" or piece[0] != "0") and len(piece) < 6
+
+
+#: Stands for ``{}`` in the key of a rule's path; no model has so many blocks.
+_ANY_INDEX = 99999
 
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """One path of a rule; ``numbers`` has None for every index."""
+    """One path of a rule, and which numbers of its key are indices."""
 
     naming: Naming
     rule: Rule
     part: int | None
-    numbers: tuple[int | None, ...]
-
-    def fits(self, numbers: tuple[int, ...]) -> bool:
-        return all(
-            wanted is None or wanted == number for wanted, number in zip(self.numbers, numbers, strict=True)
-        )
+    indices: tuple[int, ...]
 
     def site(self, numbers: tuple[int, ...]) -> Site:
-        free = zip(self.numbers, numbers, strict=True)
-        return Site(self.rule, tuple(number for wanted, number in free if wanted is None), self.part)
+        return Site(self.rule, tuple(numbers[position] for position in self.indices), self.part)
 
 
 @dataclass(frozen=True)
@@ -140,29 +143,33 @@ class ModuleTable:
         One path in several namings with the same meaning is found once, in the first of
         diffusers', native and ComfyUI's.
         """
-        key, numbers = path_key(path)
+        key = path_key(path)
         found: dict[Site, Naming] = {}
-        for pattern in self._patterns.get(key, ()):
-            if pattern.fits(numbers):
-                found.setdefault(pattern.site(numbers), pattern.naming)
+        for pattern in self._at(key):
+            found.setdefault(pattern.site(key[1]), pattern.naming)
         return [(naming, site) for site, naming in found.items()]
 
     def names(self, key: PathKey) -> set[Naming]:
         """The namings in which a path is a module's; quicker than :meth:`find`."""
+        return {pattern.naming for pattern in self._at(key)}
+
+    def _at(self, key: PathKey) -> Iterator[_Pattern]:
         text, numbers = key
-        return {pattern.naming for pattern in self._patterns.get(text, ()) if pattern.fits(numbers)}
+        for positions, patterns in self._patterns.get(text, {}).items():
+            yield from patterns.get(tuple(numbers[position] for position in positions), ())
 
     @cached_property
-    def _patterns(self) -> dict[str, list[_Pattern]]:
-        patterns: dict[str, list[_Pattern]] = {}
+    def _patterns(self) -> dict[str, dict[tuple[int, ...], dict[tuple[int, ...], list[_Pattern]]]]:
+        """By text, by the positions of the numbers that are no indices, by those numbers."""
+        patterns: dict[str, dict[tuple[int, ...], dict[tuple[int, ...], list[_Pattern]]]] = {}
         for rule in self.rules:
             for naming, part, path in _paths(rule):
-                pieces = path.replace(".", "_").split("_")
-                numbers = tuple(
-                    None if piece == "{}" else int(piece) for piece in pieces if _is_number(piece)
-                )
-                key = "_".join("#" if _is_number(piece) else piece for piece in pieces)
-                patterns.setdefault(key, []).append(_Pattern(naming, rule, part, numbers))
+                text, numbers = path_key(path.replace("{}", str(_ANY_INDEX)))
+                fixed = tuple(at for at, number in enumerate(numbers) if number != _ANY_INDEX)
+                indices = tuple(at for at, number in enumerate(numbers) if number == _ANY_INDEX)
+                same_text = patterns.setdefault(text, {}).setdefault(fixed, {})
+                alike = same_text.setdefault(tuple(numbers[at] for at in fixed), [])
+                alike.append(_Pattern(naming, rule, part, indices))
         return patterns
 
 
@@ -173,7 +180,3 @@ def _paths(rule: Rule) -> Iterator[tuple[Naming, int | None, str]]:
         yield "native", None, rule.native
     if rule.comfy is not None:
         yield "comfy", None, rule.comfy
-
-
-def _is_number(piece: str) -> bool:
-    return piece == "{}" or piece.isdecimal()

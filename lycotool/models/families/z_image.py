@@ -19,7 +19,7 @@ def _layer() -> Iterator[Rule]:
         }
     )
     yield from same("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
-    yield from same("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2", "adaLN_modulation.0")
+    yield from same("attention_norm1", "attention_norm2", "ffn_norm1", "ffn_norm2")
 
 
 def _rules() -> Iterator[Rule]:
@@ -36,6 +36,7 @@ def _rules() -> Iterator[Rule]:
     yield Rule("norm_final", ())  # published, but never used
     for stack in ("layers", "noise_refiner", "context_refiner", "siglip_refiner"):
         yield from under(f"{stack}.{{}}.", f"{stack}.{{}}.", _layer())
+    yield from same("layers.{}.adaLN_modulation.0", "noise_refiner.{}.adaLN_modulation.0")
 
 
 Z_IMAGE = Family(
