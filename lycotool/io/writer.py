@@ -27,6 +27,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -232,16 +233,19 @@ def _fill(descriptor: int, plan: FilePlan, produce: Producer, advance: Callable[
                 raise
     _write_all(descriptor, memoryview(plan.header()))
     hasher = DataHasher(plan.legacy_header()) if plan.hashed else None
-    for name, tensor in plan.tensors.items():
-        written = 0
-        for piece in produce(name):
-            _write_all(descriptor, piece)
-            if hasher is not None:
-                hasher.update(piece)
-            written += len(piece)
-            advance(len(piece))
-        if written != tensor.nbytes:
-            raise AssertionError(f"{name}: produced {written} of {tensor.nbytes} bytes")
+    with ThreadPoolExecutor(1, "lycotool-hash") as pool:
+        for name, tensor in plan.tensors.items():
+            written = 0
+            for piece in produce(name):
+                # The piece's memory may be used again once it is asked for the next.
+                hashed = None if hasher is None else pool.submit(hasher.update, piece)
+                _write_all(descriptor, piece)
+                if hashed is not None:
+                    hashed.result()
+                written += len(piece)
+                advance(len(piece))
+            if written != tensor.nbytes:
+                raise AssertionError(f"{name}: produced {written} of {tensor.nbytes} bytes")
     if hasher is not None:
         os.lseek(descriptor, 0, os.SEEK_SET)
         _write_all(descriptor, memoryview(plan.header(hasher.metadata())))

@@ -35,15 +35,13 @@ if TYPE_CHECKING:
 
     from lycotool.ops.extract import ExtractOptions
 
-#: Bytes of weights read ahead of the computation.
-_READ_AHEAD = 256 * 2**20
-
-#: Threads that read. One is as fast as most disks; the page cache feeds a GPU from four.
-_READERS = {"cpu": 1, "cuda": 4}
+#: Bytes of weights read ahead of the computation, and threads that read them. One thread is
+#: as fast as most disks; a GPU is fed from the page cache by four, while it works on a batch.
+_READ_AHEAD = {"cpu": (128 * 2**20, 1), "cuda": (512 * 2**20, 4)}
 
 #: Bytes of differences held back to be decomposed together, on a CPU; enough to share the
-#: overhead of small layers. A GPU holds back up to a GiB, and at most this share of its memory.
-_BATCH_BYTES = 64 * 2**20
+#: overhead of small layers. A GPU holds back half a GiB, and at most this share of its memory.
+_BATCH_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 _BATCH_SHARE = 1 / 24
 
 
@@ -194,9 +192,8 @@ class Extractor:
     # --- reading -------------------------------------------------------------------------
 
     def _read(self, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, _Raw]]:
-        return prefetched(
-            pairs, self._load, self._nbytes, window=_READ_AHEAD, workers=_READERS.get(self._device.type, 1)
-        )
+        window, workers = _READ_AHEAD[self._device.type]
+        return prefetched(pairs, self._load, self._nbytes, window=window, workers=workers)
 
     def _nbytes(self, pair: Pair) -> int:
         return self._base.info(pair.base.weight.key).nbytes + self._tuned.info(pair.tuned.weight.key).nbytes
@@ -230,10 +227,11 @@ class Extractor:
     # --- computing -----------------------------------------------------------------------
 
     def _batch_limit(self) -> int:
-        if self._device.type != "cuda":
-            return _BATCH_BYTES
-        memory = torch.cuda.get_device_properties(self._device).total_memory
-        return min(2**30, int(memory * _BATCH_SHARE))
+        limit = _BATCH_BYTES[self._device.type]
+        if self._device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self._device).total_memory
+            limit = min(limit, int(memory * _BATCH_SHARE))
+        return limit
 
     def _compute(
         self, pair: Pair, raw: _Raw, result: _Result, batches: Batches[tuple[Difference, _Result]]

@@ -46,7 +46,7 @@ def _rules() -> Iterator[Rule]:
     yield from renamed(
         {
             "x_embedder.proj.1": "patch_embed.proj",
-            "t_embedder.0.linear_1": "time_embed.t_embedder.linear_1",
+            "t_embedder.1.linear_1": "time_embed.t_embedder.linear_1",
             "t_embedder.1.linear_2": "time_embed.t_embedder.linear_2",
             "t_embedding_norm": "time_embed.norm",
             "final_layer.adaln_modulation.1": "norm_out.linear_1",
