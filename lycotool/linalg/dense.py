@@ -154,11 +154,17 @@ def nearest_kronecker(matrix: Tensor, first: tuple[int, int]) -> tuple[Tensor, T
     return (low.up / scale).reshape(a, c), (low.down * scale).reshape(b, d)
 
 
-def tucker(tensor: Tensor, rank: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A CP-form convolution (Tucker in the two channel axes) by HOSVD.
+#: Rounds of :func:`tucker` at most; each gains less than the one before.
+_TUCKER_ROUNDS = 20
 
-    ``up (out, r)`` and ``down (r, in)`` span the leading directions of the two unfoldings;
-    the core is the exact projection, ``core = upᵀ ×₁ T ×₂ down``.
+
+def tucker(tensor: Tensor, rank: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A CP-form convolution (Tucker in the two channel axes) near a tensor.
+
+    Starts from the leading directions of the two unfoldings (HOSVD) and improves each side for
+    the other in turn until that gains nothing (HOOI; De Lathauwer, De Moor and Vandewalle, SIAM
+    J. Matrix Anal. Appl. 21, 2000). The core is the exact projection,
+    ``core = upᵀ ×₁ T ×₂ down``. A local optimum: nobody knows how to find the best.
 
     Parameters
     ----------
@@ -170,12 +176,22 @@ def tucker(tensor: Tensor, rank: int, *, seed: int) -> tuple[Tensor, Tensor, Ten
     Returns
     -------
     Tensor, Tensor, Tensor
-        ``up``, ``core (r, r, *kernel)``, ``down``.
+        ``up (out, r)`` and ``down (r, in)``, orthonormal, and between them ``core (r, r, *kernel)``.
     """
     rank = min(rank, tensor.shape[0], tensor.shape[1])
-    up = _left_vectors(tensor.flatten(1), rank, seed)
+    left = float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
     down = _left_vectors(tensor.transpose(0, 1).flatten(1), rank, seed)
-    core = torch.einsum("oi..., op, iq -> pq...", tensor, up, down)
+    kept = 0.0
+    for _ in range(_TUCKER_ROUNDS):
+        narrow = torch.einsum("oi..., iq -> oq...", tensor, down)
+        up = _left_vectors(narrow.flatten(1), rank, seed)
+        short = torch.einsum("oi..., op -> ip...", tensor, up)
+        down = _left_vectors(short.flatten(1), rank, seed)
+        core = torch.einsum("ip..., iq -> pq...", short, down)
+        energy = float(torch.linalg.vector_norm(core, dtype=torch.float64)) ** 2
+        if energy - kept <= 1e-4 * max(left - energy, 1e-7 * left):
+            break
+        kept = energy
     return up, core, down.T
 
 

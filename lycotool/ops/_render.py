@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import Shape
+from lycotool.formats.keys import SPELLED
 from lycotool.io.dtypes import FLOATING, from_torch
 from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH
 from lycotool.io.header import DTYPE_BITS
@@ -111,6 +112,17 @@ def without_alpha(slots: dict[str, Tensor]) -> dict[str, Tensor]:
                 scaled = rest[slot].float() * scale
                 rest[slot] = cast_checked(scaled, from_torch(rest[slot].dtype), path="the result", key=slot)
     return rest
+
+
+def spelled(adapter: Adapter, module: AdapterModule, slots: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A module's slots by key, in the file's spelling and without an alpha where it has none."""
+    spelling = adapter.keys.spelling
+    if spelling != "kohya" and "alpha" not in module.keys and "lora_up.weight" in slots:
+        slots = without_alpha(slots)
+    return {
+        module.keys.get(slot, f"{module.name}.{SPELLED[spelling].get(slot, slot)}"): tensor
+        for slot, tensor in slots.items()
+    }
 
 
 def network_arguments(metadata: Mapping[str, str], labels: set[str]) -> dict[str, str]:

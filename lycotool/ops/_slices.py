@@ -17,7 +17,7 @@ from lycotool.io.dtypes import from_torch
 from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
 from lycotool.ops._adapter import Adapter
 from lycotool.ops._common import as_bytes, cast_checked, count_labels, default_name, provenance, saved_dtype
-from lycotool.ops._render import STALE_METADATA, alpha_tensor
+from lycotool.ops._render import STALE_METADATA, alpha_tensor, spelled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,5 +92,7 @@ def _sliced(adapter: Adapter, rank: int, options: ResizeOptions) -> Iterator[tup
             slots[slot] = cast_checked(tensor, dtype, path=adapter.path, key=key)
         if options.compat != "kohya":
             slots["alpha"] = alpha_tensor(module.dims.scale * keep, slots)
-        for slot, tensor in slots.items():
-            yield module.keys.get(slot, f"{module.name}.{slot}"), tensor
+        yield from spelled(adapter, module, slots).items()
+    keys = adapter.keys
+    for key in (*keys.embeddings, *keys.unknown, *keys.orphans):
+        yield key, adapter.store.tensor(key)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal
 from lycotool.algorithms import lora
 from lycotool.devices import resolve_device
 from lycotool.errors import IncompatibleError, RefusedError, UsageError
-from lycotool.formats.keys import SPELLED
 from lycotool.io.dtypes import from_torch
 from lycotool.io.open import open_store
 from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
@@ -55,7 +54,7 @@ from lycotool.ops._render import (
     kernel_of,
     network_arguments,
     outline,
-    without_alpha,
+    spelled,
 )
 from lycotool.ops._slices import split
 
@@ -176,7 +175,14 @@ def _check_options(options: ResizeOptions) -> None:
     if options.split:
         if options.unit is None or options.unit < 1:
             raise UsageError("`--split` needs `--unit N`, the DyLoRA's unit, of at least 1")
+        others = [options.rank, options.conv_rank, options.parameter, options.size, options.error]
+        if any(value is not None for value in others) or options.method != "fixed" or options.to != "keep":
+            raise UsageError(
+                "`--split` slices at every multiple of `--unit`; it takes no rank, rule or budget"
+            )
         return
+    if options.unit is not None:
+        raise UsageError("`--unit` goes with `--split`")
     if options.method not in ranks.RULES:
         raise UsageError(f"no such method: {options.method}", hint="one of " + ", ".join(ranks.RULES))
     budgets = [options.size is not None, options.error is not None]
@@ -423,21 +429,12 @@ class _Resizer:
         # LoRA keeps its scale in alpha; LoHa and LoKr have theirs folded into the factors.
         slots["alpha"] = alpha_tensor((module.dims.scale if _is_lora(module) else 1.0) * rank, slots)
         self._advance(module)
-        return self._named(module, slots)
+        return spelled(adapter, module, slots)
 
     def _carried(self, module: AdapterModule) -> dict[str, Tensor]:
         """A module as it is."""
-        return self._named(module, kept_form(self._adapter, module, weight=1.0, save=self._save))
-
-    def _named(self, module: AdapterModule, slots: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Slots by key, in the file's spelling and without an alpha where it has none."""
-        spelling = self._adapter.keys.spelling
-        if spelling != "kohya" and "alpha" not in module.keys and "lora_up.weight" in slots:
-            slots = without_alpha(slots)
-        return {
-            module.keys.get(slot, f"{module.name}.{SPELLED[spelling].get(slot, slot)}"): tensor
-            for slot, tensor in slots.items()
-        }
+        slots = kept_form(self._adapter, module, weight=1.0, save=self._save)
+        return spelled(self._adapter, module, slots)
 
     def _save(self, tensor: Tensor, stored: str, key: str) -> Tensor:
         dtype = saved_dtype(self._options.dtype, stored)
@@ -455,7 +452,7 @@ class _Resizer:
     def _metadata(self, candidates: Sequence[_Candidate], picked: Sequence[int]) -> dict[str, str]:
         """The adapter's metadata, true for the new ranks."""
         kept = {k: v for k, v in self._adapter.store.metadata.items() if k not in STALE_METADATA}
-        old = _distribution([c.module.dims.rank or 0 for c in candidates])
+        old = _distribution([c.module.dims.rank or len(c.values) for c in candidates])
         new = _distribution(picked)
         text = ", ".join(f"{rank}: {count}" for rank, count in new.items())
         comment = (
