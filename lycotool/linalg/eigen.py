@@ -73,8 +73,15 @@ def one_matrix_a_thread() -> Iterator[tuple[ThreadPoolExecutor, int]]:
 
 
 def _on_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.empty_like(matrices[..., 0]), torch.empty_like(matrices)
     with one_matrix_a_thread() as (pool, count):
         # More pieces than workers, so that a slow one does not leave the others idle.
-        pieces = matrices.chunk(min(4 * count, matrices.shape[0]))
-        solved = list(pool.map(torch.linalg.eigh, pieces))
-    return torch.cat([values for values, _ in solved]), torch.cat([vectors for _, vectors in solved])
+        pieces = zip(*(t.chunk(min(4 * count, len(t))) for t in (matrices, values, vectors)), strict=True)
+        for _ in pool.map(_solve, pieces):
+            pass
+    return values, vectors
+
+
+def _solve(piece: tuple[Tensor, Tensor, Tensor]) -> None:
+    matrices, values, vectors = piece
+    torch.linalg.eigh(matrices, out=(values, vectors))

@@ -76,16 +76,15 @@ class FactorSpectrum:
 
 
 def spectra(parts: Sequence[Grams]) -> list[FactorSpectrum]:
-    """Spectra of many products at once, on the CPU; equal inner ranks share a batch."""
+    """Spectra of many products at once; equal inner ranks share a batch."""
     found: dict[int, FactorSpectrum] = {}
     by_rank: dict[int, list[int]] = {}
     for index, part in enumerate(parts):
         by_rank.setdefault(part.left.shape[0], []).append(index)
     for indices in by_rank.values():
-        left, right = (
-            torch.stack([getattr(parts[i], side) for i in indices]).cpu() for side in ("left", "right")
-        )
-        values, mix_up, mix_down = _mixing(left, right)
+        left, right = (torch.stack([getattr(parts[i], side) for i in indices]) for side in ("left", "right"))
+        on_device, mix_up, mix_down = _mixing(left, right)
+        values = on_device.cpu()
         for row, i in enumerate(indices):
             n = parts[i].bound
             found[i] = FactorSpectrum(values[row, :n], mix_up[row, :, :n], mix_down[row, :, :n])

@@ -134,10 +134,20 @@ def check_range(low: float, high: float, dtype: str, *, path: str, key: str) -> 
     )
 
 
+def cast_all_checked(
+    tensors: Sequence[torch.Tensor], dtypes: Sequence[str], *, path: str, keys: Sequence[str]
+) -> list[torch.Tensor]:
+    """:func:`cast_checked` of many floating tensors, waiting for their device once."""
+    ends = torch.stack([torch.stack(torch.aminmax(tensor)) for tensor in tensors]).tolist()
+    for (low, high), dtype, key in zip(ends, dtypes, keys, strict=True):
+        check_range(low, high, dtype, path=path, key=key)
+    return [tensor.to(to_torch(dtype)) for tensor, dtype in zip(tensors, dtypes, strict=True)]
+
+
 def to_cpu(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Tensors of one dtype on the CPU, in one transfer."""
-    if all(tensor.device.type == "cpu" for tensor in tensors):
-        return list(tensors)
+    """Tensors on the CPU; those of one dtype in one transfer."""
+    if all(tensor.device.type == "cpu" for tensor in tensors) or len({t.dtype for t in tensors}) > 1:
+        return [tensor.cpu() for tensor in tensors]
     flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from lycotool.algorithms import dora, lora
 from lycotool.errors import IncompatibleError
-from lycotool.io.dtypes import to_torch
 from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg import ranks
@@ -21,7 +20,7 @@ from lycotool.linalg.dense import best_approximation, exact, leading, nearest_kr
 from lycotool.linalg.direction import nearest_direction
 from lycotool.linalg.low_rank import LowRank, kron
 from lycotool.models.factorization import factorization
-from lycotool.ops._common import cast_checked, check_range, to_cpu
+from lycotool.ops._common import cast_all_checked, cast_checked, to_cpu
 from lycotool.ops._pairs import Pair
 from lycotool.ops._render import alpha_tensor
 
@@ -115,7 +114,10 @@ class Forms:
         deltas = [layer.delta.flatten(1) for layer in layers]
         found = leading(deltas, self.cap(layers[0].pair), seed=self.options.seed)
         low = [self._clamped(one.factors) for one in found]
-        ups, downs = _save_all(layers, [one.up for one in low]), _save_all(layers, [one.down for one in low])
+        dtypes, names = [layer.dtype for layer in layers], [layer.pair.name for layer in layers]
+        path = layers[0].pair.tuned.path
+        ups = cast_all_checked([one.up for one in low], dtypes, path=path, keys=names)
+        downs = cast_all_checked([one.down for one in low], dtypes, path=path, keys=names)
         squares = []
         for delta, up, down in zip(deltas, ups, downs, strict=True):
             left = torch.addmm(delta, up.to(delta), down.to(delta), alpha=-1)
@@ -312,14 +314,6 @@ def _base(layer: Difference) -> Tensor:
     if layer.base is None:
         raise TypeError(layer.pair.name)
     return layer.base
-
-
-def _save_all(layers: Sequence[Difference], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """:meth:`Difference.save` of one factor of every layer, but left on its device."""
-    ends = torch.stack([torch.stack(torch.aminmax(tensor)) for tensor in tensors]).tolist()
-    for layer, (low, high) in zip(layers, ends, strict=True):
-        check_range(low, high, layer.dtype, path=layer.pair.tuned.path, key=layer.pair.name)
-    return [tensor.to(to_torch(layer.dtype)) for layer, tensor in zip(layers, tensors, strict=True)]
 
 
 def _saved_factors(layer: Difference, low: LowRank) -> dict[str, Tensor]:
