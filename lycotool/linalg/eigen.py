@@ -38,8 +38,8 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     if side > _THREADED or (matrices.device.type == "cpu" and batch == 1):
         values, vectors = torch.linalg.eigh(matrices)
     else:
-        values, vectors = _on_threads(matrices.cpu())
-    return values.to(matrices.device).flip(-1), vectors.to(matrices.device).flip(-1)
+        values, vectors = _on_threads(matrices)
+    return values.flip(-1), vectors.flip(-1)
 
 
 @contextmanager
@@ -83,5 +83,8 @@ def _on_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _solve(piece: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Each thread brings its own matrices over and back, which is as slow as the algebra."""
     matrices, values, vectors = piece
-    torch.linalg.eigh(matrices, out=(values, vectors))
+    found = torch.linalg.eigh(matrices.cpu())
+    values.copy_(found.eigenvalues)
+    vectors.copy_(found.eigenvectors)
