@@ -12,7 +12,7 @@ Names used throughout: ``W`` the base weight of shape ``(out, in, *kernel)``, ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -255,11 +255,20 @@ class Bound:
         return size
 
 
+#: One part of a stack of rows: a module, or so many rows that do not change.
+StackPart = Bound | int
+
 DimsFn = Callable[[Layout, Sizes, "float | None", Reading], Dims]
 
 #: ``(module, shape, base) -> ΔW``, of that shape. ``base`` is W where the algorithm needs
 #: it, else it may be None.
 DeltaFn = Callable[[Bound, Shape, "torch.Tensor | None"], "torch.Tensor"]
+
+#: ``(module, index)`` to slots; see :attr:`Algorithm.take_rows`.
+TakeRowsFn = Callable[[Bound, "torch.Tensor"], "dict[str, torch.Tensor] | None"]
+
+#: Parts to slots and scale; see :attr:`Algorithm.stack_rows`.
+StackRowsFn = Callable[[Sequence[StackPart]], "tuple[dict[str, torch.Tensor], float] | None"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +298,19 @@ class Algorithm:
         Exact sum of modules of one layout in the same layout, from ``(bound, weight)``
         pairs, for algorithms whose structure is closed under addition. Returns None for
         modules that cannot be summed that way.
+    take_rows
+        ``(module, index)`` to the slots of the module, in the same layout and dtypes, whose
+        change of the weight (of those rows of the base, where it needs the base) and of the
+        bias consists of the rows ``index`` of this module's, in that order. ``index`` is int64
+        and names no row twice. The result is read with this module's :class:`Dims`: its rank
+        is the same, so a stored alpha stays as it is. Returns None where this layout cannot
+        hold exactly those rows.
+    stack_rows
+        The slots of one module whose changes are those of the parts below each other, and the
+        scale to read them with: that of the parts, or 1 where they differ. An int stands for
+        so many rows that do not change; one part at least is a module. A dtype is kept; parts
+        of different dtypes are promoted. Returns None where the parts' layout cannot hold them
+        exactly.
     allows_dora
         Whether trainers put DoRA over it.
     merge, merge_conv_cp, resize, resize_conv_cp
@@ -310,6 +332,8 @@ class Algorithm:
     factors: Callable[[Bound], LowRank | None] | None = None
     kronecker_parts: Callable[[Bound], tuple[LowRank, LowRank]] | None = None
     concat: Callable[[list[tuple[Bound, float]]], dict[str, torch.Tensor] | None] | None = None
+    take_rows: TakeRowsFn | None = None
+    stack_rows: StackRowsFn | None = None
     allows_dora: bool = False
     merge_conv_cp: Rule | None = None
     resize_conv_cp: Rule | None = None

@@ -1,18 +1,21 @@
 """Recognise a module from names and shapes, and compute its change.
 
 :func:`weight_change` and :func:`bias_change` are how every command evaluates a module; they
-put DoRA over the algorithm's own formula where the module has a magnitude.
+put DoRA over the algorithm's own formula where the module has a magnitude. So do
+:func:`take_rows` and :func:`stack_rows` with the algorithm's own way to cut and join rows.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms import ALGORITHMS, BY_METADATA, dora
 from lycotool.algorithms.base import Algorithm, Bound, Header, Layout, MismatchError, Rule, Shape, Sizes
 from lycotool.algorithms.lora import LORA
+from lycotool.algorithms.rows import rows_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -192,3 +195,58 @@ def bias_change(detected: Detected, module: Bound, *, strength: float) -> Tensor
         return None
     change = detected.algorithm.bias_delta(module)
     return None if change is None else strength * change
+
+
+def take_rows(detected: Detected, module: Bound, index: Tensor) -> dict[str, Tensor] | None:
+    """The module that changes these output rows of the layer as ``module`` does.
+
+    Parameters
+    ----------
+    index
+        Numbers of rows (int64, none twice), in the order they shall have.
+
+    Returns
+    -------
+    dict of str to Tensor, or None
+        What :attr:`Algorithm.take_rows` returns, with the magnitude of those rows.
+    """
+    if detected.algorithm.take_rows is None:
+        return None
+    taken = detected.algorithm.take_rows(module, index)
+    if taken is None or detected.dora_slot is None or detected.dora_axis is None:
+        return taken
+    slot, axis = detected.dora_slot, detected.dora_axis
+    magnitude = dora.take_rows(slot, module[slot], axis, index, rows_of(module))
+    return None if magnitude is None else {**taken, slot: magnitude}
+
+
+def stack_rows(parts: Sequence[tuple[Detected, Bound] | int]) -> tuple[dict[str, Tensor], float] | None:
+    """The module that changes the rows of these layers below each other as their modules do.
+
+    Parameters
+    ----------
+    parts
+        Modules; an int is a layer of so many rows that does not change.
+
+    Returns
+    -------
+    tuple of dict and float, or None
+        What :attr:`Algorithm.stack_rows` returns, with the magnitudes. None too for modules of
+        different algorithms; for DoRA beside rows whose magnitude only the base tells, and
+        for DoRA with norms that run over all rows.
+    """
+    found = [part for part in parts if not isinstance(part, int)]
+    first = found[0][0]
+    algorithm, slot, axis = first.algorithm, first.dora_slot, first.dora_axis
+    if algorithm.stack_rows is None or any(
+        detected.algorithm is not algorithm or (detected.dora_slot, detected.dora_axis) != (slot, axis)
+        for detected, _ in found
+    ):
+        return None
+    stacked = algorithm.stack_rows([part if isinstance(part, int) else part[1] for part in parts])
+    if stacked is None or slot is None:
+        return stacked
+    if axis == "in" or len(found) < len(parts):
+        return None
+    slots, scale = stacked
+    return {**slots, slot: dora.stack_rows([module[slot] for _, module in found])}, scale

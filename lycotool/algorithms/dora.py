@@ -10,9 +10,11 @@ by name: ``lycoris`` is ``V·(s·(m/‖V‖ - 1) + 1) - W``, where the strength 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from lycotool.algorithms.base import MismatchError, Rule, Shape, Slot
+from lycotool.algorithms.rows import is_permutation, stack
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
@@ -49,6 +51,29 @@ def axis_of(slot: str, shape: Shape) -> Axis:
     if slot == DORA_SCALE.name and len(shape) > 1 and shape[0] == 1:
         return "in"
     return "out"
+
+
+def take_rows(slot: str, magnitude: Tensor, axis: Axis, index: Tensor, rows: int) -> Tensor | None:
+    """The magnitude of these of a layer's rows.
+
+    None for some of the rows under norms per input column, which run over all of them; and
+    for one row whose magnitude would read as one column's.
+    """
+    if axis == "in":
+        return magnitude if is_permutation(index, rows) else None
+    taken = magnitude.index_select(_vector_axis(magnitude), index.to(magnitude.device))
+    return taken if axis_of(slot, tuple(taken.shape)) == axis else None
+
+
+def stack_rows(magnitudes: Sequence[Tensor]) -> Tensor:
+    """The magnitude of layers below each other, each with one norm per output row."""
+    shape = [1] * magnitudes[0].ndim
+    shape[_vector_axis(magnitudes[0])] = -1
+    return stack([magnitude.flatten() for magnitude in magnitudes]).reshape(shape)
+
+
+def _vector_axis(magnitude: Tensor) -> int:
+    return magnitude.shape.index(max(magnitude.shape))
 
 
 def delta(

@@ -5,6 +5,7 @@ A module may change the bias alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
@@ -14,11 +15,13 @@ from lycotool.algorithms.base import (
     Rule,
     Shape,
     Slot,
+    StackPart,
     no_rank,
     size_of,
     stored_bias,
     unknown,
 )
+from lycotool.algorithms.rows import agree, modules_of, stack_slots, take_axis
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
@@ -58,6 +61,13 @@ def add_slots(parts: list[tuple[Bound, float]]) -> dict[str, Tensor]:
     return total
 
 
+def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float] | None:
+    """``[diff; diff'; …]``; a missing tensor is zero."""
+    if not agree([module["diff"] for module in modules_of(parts) if "diff" in module]):
+        return None
+    return stack_slots(parts, "diff", "diff_b"), 1.0
+
+
 FULL = Algorithm(
     name="full",
     title="full (native fine-tuning difference)",
@@ -67,6 +77,8 @@ FULL = Algorithm(
     delta=delta,
     bias_delta=stored_bias,
     concat=add_slots,
+    take_rows=take_axis("out"),
+    stack_rows=stack_rows,
     merge=Rule(True, "differences add"),
     resize=Rule(
         False, "a full difference has no rank", "`lycotool bake` it and `lycotool extract` at a rank"

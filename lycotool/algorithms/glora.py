@@ -24,6 +24,7 @@ from lycotool.algorithms.base import (
     alpha_over_rank,
     size_of,
 )
+from lycotool.algorithms.rows import take_along
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
@@ -114,6 +115,14 @@ def concat(parts: list[tuple[Bound, float]]) -> dict[str, Tensor] | None:
     return slots
 
 
+def take_rows(module: Bound, index: Tensor) -> dict[str, Tensor] | None:
+    """``c · (W[index] a1 a2 + b1[index] b2)``: the prompt works on the input side of every row.
+
+    None for a rank that is not low: on a square layer it could not be told from the other layout.
+    """
+    return take_along(module, {"out": index}) if _is_low_rank(module.sizes) else None
+
+
 GLORA = Algorithm(
     name="glora",
     title="GLoRA (generalised LoRA: prompts the weight and adds to it)",
@@ -123,6 +132,7 @@ GLORA = Algorithm(
     delta=delta,
     needs_base=True,
     concat=concat,
+    take_rows=take_rows,
     merge=Rule(
         False,
         "GLoRA is not mergeable: its change depends on the base weight",

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,13 @@ from lycotool.algorithms.base import (
     Rule,
     Shape,
     Slot,
+    StackPart,
     no_rank,
     stored_bias,
     unknown,
 )
 from lycotool.algorithms.full import add_slots
+from lycotool.algorithms.rows import are_equal, modules_of, stack, stack_slots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +64,40 @@ def concat(parts: list[tuple[Bound, float]]) -> dict[str, Tensor] | None:
     return {**added, "on_input": modules[0]["on_input"]}
 
 
+def take_rows(module: Bound, index: Tensor) -> dict[str, Tensor]:
+    """Entries of a vector on the output; a vector on the input is the same for every row."""
+    taken = {slot.name: module[slot.name] for slot in VECTOR.slots if slot.name in module}
+    for slot in ("diff_b",) if module["on_input"].item() else ("weight", "diff_b"):
+        if slot in taken:
+            vector = taken[slot]
+            if index.numel() and int(index.max()) >= vector.numel():
+                raise MismatchError(f"{slot} has {vector.numel()} elements, the layer has more rows")
+            taken[slot] = _column(vector.flatten()[index.to(vector.device)], vector.ndim)
+    return taken
+
+
+def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float] | None:
+    """Vectors on the output below each other, 0 where nothing changes; one vector on the input."""
+    modules = modules_of(parts)
+    weight, on_input = modules[0]["weight"], modules[0]["on_input"]
+    if len({bool(module["on_input"].item()) for module in modules}) != 1:
+        return None
+    if on_input.item():
+        # Such a vector does not tell how many rows lack a bias.
+        is_told = len(modules) == len(parts) and len({"diff_b" in module for module in modules}) == 1
+        if not is_told or not are_equal([module["weight"] for module in modules]):
+            return None
+        return {"weight": weight, "on_input": on_input, **stack_slots(parts, "diff_b")}, 1.0
+    vector = stack([part if isinstance(part, int) else part["weight"].flatten() for part in parts])
+    biases = stack_slots(parts, "diff_b", rows=lambda module: module["weight"].numel())
+    return {"weight": _column(vector, weight.ndim), "on_input": on_input, **biases}, 1.0
+
+
+def _column(vector: Tensor, axes: int) -> Tensor:
+    """``(n, 1…)``, with so many axes."""
+    return vector.reshape(-1, *[1] * (axes - 1))
+
+
 IA3 = Algorithm(
     name="ia3",
     title="(IA)³ (learned scaling of rows or columns)",
@@ -71,6 +108,8 @@ IA3 = Algorithm(
     bias_delta=stored_bias,
     needs_base=True,
     concat=concat,
+    take_rows=take_rows,
+    stack_rows=stack_rows,
     merge=Rule(
         False,
         "(IA)³ is not mergeable: its change is a multiple of the base weight",

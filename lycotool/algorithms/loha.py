@@ -6,6 +6,7 @@ With CP cores each product becomes ``Σ w_a[p, o] t[p, q, k] w_b[q, i]``; the CP
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
@@ -16,10 +17,12 @@ from lycotool.algorithms.base import (
     Rule,
     Shape,
     Slot,
+    StackPart,
     rank_dims,
     size_of,
     stored_bias,
 )
+from lycotool.algorithms.rows import modules_of, stack_products, stack_slots, take_axis, with_one_scale
 from lycotool.lazy import torch
 from lycotool.linalg.low_rank import LowRank, khatri_rao_rows
 
@@ -91,6 +94,16 @@ def factors(module: Bound) -> LowRank:
     return LowRank(up, down, core.flatten(2, 3).flatten(0, 1))
 
 
+def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float] | None:
+    """Both products stacked: ``∘`` works row by row, so rows of zeros stay zero."""
+    if any(module.layout is not PLAIN for module in modules_of(parts)):
+        return None
+    parts, scale = with_one_scale(parts, "hada_w1_a")
+    factors = stack_products(parts, ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"))
+    biases = stack_slots(parts, "diff_b")
+    return None if factors is None else ({**factors, **biases}, scale)
+
+
 _TO_LORA = "`lycotool resize --to lora` converts it exactly to LoRA first"
 
 LOHA = Algorithm(
@@ -102,6 +115,8 @@ LOHA = Algorithm(
     delta=delta,
     bias_delta=stored_bias,
     factors=factors,
+    take_rows=take_axis("out"),
+    stack_rows=stack_rows,
     allows_dora=True,
     merge=Rule(True, "exact as LoRA factors of rank dim², by Khatri-Rao products"),
     merge_conv_cp=Rule(

@@ -8,6 +8,7 @@ both factors are whole. [LyCORIS, arXiv 2309.14859; KronA, arXiv 2212.10650]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,19 @@ from lycotool.algorithms.base import (
     Shape,
     Sizes,
     Slot,
+    StackPart,
     alpha_over_rank,
     size_of,
     stored_bias,
+)
+from lycotool.algorithms.rows import (
+    agree,
+    are_equal,
+    modules_of,
+    stack,
+    stack_slots,
+    take_along,
+    whole_blocks,
 )
 from lycotool.lazy import torch
 from lycotool.linalg.low_rank import LowRank, kron, low_rank_split
@@ -124,6 +135,34 @@ def kronecker_parts(module: Bound) -> tuple[LowRank, LowRank]:
     return first, second
 
 
+def take_rows(module: Bound, index: Tensor) -> dict[str, Tensor] | None:
+    """``c · w1[blocks] ⊗ w2``: row ``i`` of w1 makes the whole block ``i`` of ``b`` rows."""
+    blocks = whole_blocks(index, module.size("out2"))
+    return None if blocks is None else take_along(module, {"out1": blocks, "out1*out2": index})
+
+
+def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float] | None:
+    """``c · [w1; w1'; …] ⊗ w2``, where all that stands right of w1's rows is the same."""
+    modules = modules_of(parts)
+    first = modules[0]
+    if any(m.layout is not first.layout or m.dims.scale != first.dims.scale for m in modules):
+        return None
+    rows = "lokr_w1" if "lokr_w1" in first else "lokr_w1_a"
+    shared = first.layout.required - {rows}
+    if not all(are_equal([module[slot] for module in modules]) for slot in shared):
+        return None
+    if not agree([module[rows] for module in modules]):
+        return None
+    block = first.size("out2")
+    if any(isinstance(part, int) and part % block for part in parts):
+        return None
+    return {
+        rows: stack([part // block if isinstance(part, int) else part[rows] for part in parts]),
+        **{slot: first[slot] for slot in sorted(shared)},
+        **stack_slots(parts, "diff_b"),
+    }, first.dims.scale
+
+
 _REFUSAL = Rule(
     False,
     "LoKr is not mergeable: Kronecker products of different factors do not add",
@@ -140,6 +179,8 @@ LOKR = Algorithm(
     bias_delta=stored_bias,
     factors=factors,
     kronecker_parts=kronecker_parts,
+    take_rows=take_rows,
+    stack_rows=stack_rows,
     allows_dora=True,
     merge=_REFUSAL,
     resize=Rule(

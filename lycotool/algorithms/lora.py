@@ -8,6 +8,7 @@ fold it into the stored alpha. [LoRA, arXiv 2106.09685; LoCon, LyCORIS, arXiv 23
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,17 @@ from lycotool.algorithms.base import (
     Shape,
     Sizes,
     Slot,
+    StackPart,
     alpha_over_rank,
     size_of,
+)
+from lycotool.algorithms.rows import (
+    modules_of,
+    rows_of,
+    stack_products,
+    stack_slots,
+    take_along,
+    with_one_scale,
 )
 from lycotool.lazy import torch
 from lycotool.linalg.low_rank import LowRank
@@ -112,20 +122,26 @@ def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
 
 
 def _sparse(module: Bound, like: Tensor) -> Tensor:
-    """The sparse remainder as a dense matrix shaped like ``like``.
+    """The sparse remainder as a dense matrix shaped like ``like``."""
+    rows, columns = _sparse_indices(module, tuple(like.shape))
+    sparse = torch.zeros_like(like)
+    return sparse.index_put_((rows, columns), module["bias_values"].to(like.dtype), accumulate=True)
+
+
+def _sparse_indices(module: Bound, shape: Shape) -> Tensor:
+    """Where the values of the sparse remainder stand, ``(2, nonzero)``, for a matrix of that shape.
 
     Indices are stored as int16 and wrap above 32767; they are read back modulo 65536.
     """
-    if like.shape[1] > 65536:
-        raise MismatchError(f"bias_indices are 16-bit and cannot address {like.shape[1]} columns")
+    if max(shape) > 65536:
+        raise MismatchError(f"bias_indices are 16-bit and cannot address a {list(shape)} matrix")
     indices = module["bias_indices"].long() % 65536
     stored = [int(size) % 65536 for size in module["bias_size"].tolist()]
-    if stored != [size % 65536 for size in like.shape]:
-        raise MismatchError(f"bias_size is {stored}, expected {list(like.shape)}")
-    if (indices >= torch.tensor(like.shape, device=indices.device)[:, None]).any():
-        raise MismatchError(f"bias_indices point outside a {list(like.shape)} matrix")
-    sparse = torch.zeros_like(like)
-    return sparse.index_put_((indices[0], indices[1]), module["bias_values"].to(like.dtype), accumulate=True)
+    if stored != [size % 65536 for size in shape]:
+        raise MismatchError(f"bias_size is {stored}, expected {list(shape)}")
+    if (indices >= torch.tensor(shape, device=indices.device)[:, None]).any():
+        raise MismatchError(f"bias_indices point outside a {list(shape)} matrix")
+    return indices
 
 
 def bias_delta(module: Bound) -> Tensor | None:
@@ -135,6 +151,40 @@ def bias_delta(module: Bound) -> Tensor | None:
         scaled = module["lora_up.bias"] * module.dims.scale
         total = scaled if total is None else total + scaled
     return total
+
+
+def take_rows(module: Bound, index: Tensor) -> dict[str, Tensor]:
+    """``c · up[index] @ down``, and the elements of the sparse part that stand in those rows."""
+    taken = take_along(module, {"out": index})
+    if module.layout is SPARSE:
+        taken |= _take_sparse(module, index)
+    return taken
+
+
+def _take_sparse(module: Bound, index: Tensor) -> dict[str, Tensor]:
+    """The sparse remainder of these rows, renumbered."""
+    stored, size = module["bias_indices"], module["bias_size"]
+    shape = (rows_of(module), size_of("in", "kernel")(module.sizes))
+    rows, columns = _sparse_indices(module, shape)
+    number = torch.full((shape[0],), -1, device=rows.device)
+    number[index.to(rows.device)] = torch.arange(index.numel(), device=rows.device)
+    kept = number[rows] >= 0
+    renumbered = torch.stack([number[rows[kept]], columns[kept]])
+    return {
+        "bias_indices": renumbered.to(stored.dtype),  # wraps, see _sparse_indices
+        "bias_values": module["bias_values"][kept],
+        "bias_size": torch.tensor([index.numel(), shape[1]], device=size.device).to(size.dtype),
+    }
+
+
+def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float] | None:
+    """``diag(up₁, up₂, …) @ [down₁; down₂; …]``; equal downs stand once and keep their rank."""
+    if any(module.layout is not PLAIN for module in modules_of(parts)):
+        return None
+    parts, scale = with_one_scale(parts, "lora_up.weight", "lora_up.bias")
+    factors = stack_products(parts, ("lora_up.weight", "lora_down.weight"))
+    biases = stack_slots(parts, "lora_up.bias", "diff_b")
+    return None if factors is None else ({**factors, **biases}, scale)
 
 
 def from_factors(low: LowRank, kernel: Shape, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -168,6 +218,8 @@ LORA = Algorithm(
     delta=delta,
     bias_delta=bias_delta,
     factors=factors,
+    take_rows=take_rows,
+    stack_rows=stack_rows,
     allows_dora=True,
     merge=Rule(True, "sums of low-rank factors are low-rank: ranks are concatenated"),
     resize=Rule(True, "exact truncated SVD from the factors"),

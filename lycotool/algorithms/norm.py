@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
@@ -11,10 +12,12 @@ from lycotool.algorithms.base import (
     Rule,
     Shape,
     Slot,
+    StackPart,
     no_rank,
     size_of,
 )
 from lycotool.algorithms.full import add_slots
+from lycotool.algorithms.rows import stack_slots, take_axis
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +41,11 @@ def bias_delta(module: Bound) -> Tensor | None:
     return module.get("b_norm")
 
 
+def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float]:
+    """``[w_norm; w_norm'; …]``; a missing tensor is zero."""
+    return stack_slots(parts, "w_norm", "b_norm"), 1.0
+
+
 NORM = Algorithm(
     name="norm",
     title="norm (difference of a normalisation layer)",
@@ -47,6 +55,8 @@ NORM = Algorithm(
     delta=delta,
     bias_delta=bias_delta,
     concat=add_slots,
+    take_rows=take_axis("channels"),
+    stack_rows=stack_rows,
     merge=Rule(True, "differences add"),
     resize=Rule(False, "a vector has no rank"),
 )

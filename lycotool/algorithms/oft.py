@@ -24,6 +24,7 @@ from lycotool.algorithms.base import (
     size_of,
     unknown,
 )
+from lycotool.algorithms.rows import is_permutation, rows_of, take_along, whole_blocks
 from lycotool.lazy import torch
 from lycotool.linalg.rotations import cayley_minus_identity, rotate_blocks
 
@@ -80,6 +81,30 @@ def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     return rescaled_delta(module, rotated, base)
 
 
+def take_rows(module: Bound, index: Tensor) -> dict[str, Tensor] | None:
+    """``rescale[index] ∘ Rᵀ[blocks] W[index]``: each block rotates its own rows.
+
+    The bound is one for all blocks and grows with the rows, so some of them keep their
+    rotations only where it shrinks neither them nor the whole.
+    """
+    blocks = whole_blocks(index, module.size("block"))
+    if blocks is None:
+        return None
+    taken = take_along(module, {"blocks": blocks, "blocks*block": index})
+    rows = rows_of(module)
+    if "oft_diag" in module or is_permutation(index, rows):
+        return taken
+    if _shrinks(module["oft_blocks"], bound_of(module, rows)):
+        return None
+    return None if _shrinks(taken["oft_blocks"], bound_of(module, index.numel())) else taken
+
+
+def _shrinks(blocks: Tensor, bound: float) -> bool:
+    """Whether the bound changes these rotations."""
+    exact = blocks.double()
+    return not torch.equal(cayley_minus_identity(exact, bound), cayley_minus_identity(exact, 0.0))
+
+
 def orthogonal_rule(title: str) -> Rule:
     """The refusal all orthogonal methods share."""
     return Rule(
@@ -98,6 +123,7 @@ DIAG_OFT = Algorithm(
     dims=dims,
     delta=delta,
     needs_base=True,
+    take_rows=take_rows,
     merge=orthogonal_rule("Diag-OFT"),
     resize=Rule(False, "a rotation has no rank"),
 )

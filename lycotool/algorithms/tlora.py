@@ -21,6 +21,7 @@ from lycotool.algorithms.base import (
     rank_dims,
     size_of,
 )
+from lycotool.algorithms.rows import is_permutation, rows_of, take_along
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
@@ -52,6 +53,14 @@ def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     return change.reshape(shape)
 
 
+def take_rows(module: Bound, index: Tensor) -> dict[str, Tensor] | None:
+    """All rows in another order, which the best approximation of ``W`` follows.
+
+    That of some rows of ``W`` is not some rows of the best approximation.
+    """
+    return take_along(module, {"out": index}) if is_permutation(index, rows_of(module)) else None
+
+
 TLORA = Algorithm(
     name="tlora",
     title="T-LoRA (difference of two orthogonal low-rank forms)",
@@ -60,6 +69,7 @@ TLORA = Algorithm(
     dims=rank_dims("rank"),
     delta=delta,
     needs_base=True,
+    take_rows=take_rows,
     merge=Rule(
         False,
         "T-LoRA is not mergeable: its change is relative to the weight it was trained on",

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Spelling = Literal["kohya", "peft", "diffusers legacy"]
+Spelling = Literal["kohya", "peft", "diffusers legacy", "hcp", "xlabs"]
 
 #: Suffixes of other programs -> (canonical slot, who spells it so).
 ALIASES: Mapping[str, tuple[str, Spelling]] = {
@@ -44,10 +44,31 @@ SPELLED: Mapping[Spelling, Mapping[str, str]] = {
         "lora_down.weight": "lora.down.weight",
         "lora_up.weight": "lora.up.weight",
     },
+    "hcp": {"lora_down.weight": "___.layer.W_down", "lora_up.weight": "___.layer.W_up", "alpha": "___.alpha"},
+    "xlabs": {},
 }
 
 #: diffusers before 0.22: ``attn1.processor.to_q_lora.down.weight``; text encoders alike.
 _ATTENTION_PROCESSOR = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
+
+#: HCP-Diffusion puts this between a layer and its adapter; the older names have no ``W_``.
+_HCP_INFIX = ".___."
+_HCP_SLOTS: Mapping[str, str] = {
+    "layer.W_down": "lora_down.weight",
+    "layer.W_up": "lora_up.weight",
+    "layer.lora_down.weight": "lora_down.weight",
+    "layer.lora_up.weight": "lora_up.weight",
+    "alpha": "alpha",
+}
+
+#: XLabs' Flux processors; in double blocks 1 is the image's attention and 2 the text's. The
+#: single blocks' ``qkv`` are the first rows of ``linear1``, and their ``proj`` is ``linear2``.
+_XLABS = re.compile(r"((?:double|single)_blocks\.\d+)\.processor\.(qkv|proj)_lora([12]?)\.(down|up)\.weight")
+_XLABS_MODULES: Mapping[tuple[str, str], str] = {
+    ("qkv", "1"): "img_attn.qkv", ("proj", "1"): "img_attn.proj",
+    ("qkv", "2"): "txt_attn.qkv", ("proj", "2"): "txt_attn.proj",
+    ("qkv", ""): "linear1_qkv", ("proj", ""): "linear2",
+}  # fmt: skip
 
 #: A textual inversion packed into the adapter; not a module.
 _EMBEDDING_PREFIX = "bundle_emb."
@@ -138,6 +159,12 @@ def _split(
     if (match := _ATTENTION_PROCESSOR.fullmatch(key)) is not None:
         owner, projection, side = match.groups()
         return f"{owner}.{_projection(owner, projection)}", f"lora_{side}.weight", "diffusers legacy"
+    if (match := _XLABS.fullmatch(key)) is not None:
+        block, projection, stream, side = match.groups()
+        return f"{block}.{_XLABS_MODULES[projection, stream]}", f"lora_{side}.weight", "xlabs"
+    owner, infix, suffix = key.partition(_HCP_INFIX)
+    if infix and suffix in _HCP_SLOTS:
+        return owner, _HCP_SLOTS[suffix], None if suffix == "alpha" else "hcp"
     parts = key.split(".")
     for count in range(min(_MAX_SUFFIX_PARTS, len(parts) - 1), 0, -1):
         module, suffix = ".".join(parts[:-count]), ".".join(parts[-count:])

@@ -81,7 +81,7 @@ def write_tree(
                 return produce(keys[name])
 
             write_file(place, plan, produce_named, advance=advance)
-        _replace(building, target.path)
+        replace_folder(building, target.path)
     except OSError as error:
         raise OutputError((error.strerror or str(error)).lower(), path=target.path) from error
     finally:
@@ -97,7 +97,7 @@ def _copy_rest(source: Path, building: Path, components: set[Path]) -> None:
     shutil.copytree(source, building, ignore=old_weights)
 
 
-def _replace(building: Path, target: Path) -> None:
+def replace_folder(building: Path, target: Path) -> None:
     """Give the finished folder its name, putting an old one out of the way first."""
     if not target.exists():
         building.rename(target)

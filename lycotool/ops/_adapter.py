@@ -148,7 +148,10 @@ def read_adapter(store: TensorStore, *, reading: Reading = DEFAULT_READING) -> A
     faults: list[LycotoolError] = []
     for module in keys.modules.values():
         try:
-            modules[module.name] = _recognise(store, module, scales, reading, hint)
+            found = _recognise(store, module, scales, reading, hint)
+            if keys.spelling == "hcp" and found.dims.alpha is not None:  # what it stores is c itself
+                found = replace(found, dims=replace(found.dims, scale=found.dims.alpha))
+            modules[module.name] = found
         except MismatchError as error:
             faults.append(BadInputError(str(error), path=store.path, key=module.name))
         except LycotoolError as error:

@@ -1,0 +1,466 @@
+"""The work of :mod:`lycotool.ops.convert`: forms, faults, the written file, its verification."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from lycotool.errors import CheckError, IncompatibleError
+from lycotool.formats.dialects import Dialect
+from lycotool.io.dtypes import from_torch
+from lycotool.io.folder import build_folder, prepare_folder, publish, temporary_beside
+from lycotool.io.open import open_store
+from lycotool.io.store import TensorStore
+from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
+from lycotool.lazy import torch
+from lycotool.models.families import FAMILIES
+from lycotool.models.layers import LayerIndex
+from lycotool.ops._adapter import Adapter, AdapterModule, read_adapter
+from lycotool.ops._common import Progress, as_bytes
+from lycotool.ops._convert_forms import (
+    Form,
+    approximated,
+    as_full,
+    as_lora,
+    is_zero,
+    read_form,
+    rows_of,
+    stacked,
+    swapped_halves,
+    without_core,
+)
+from lycotool.ops._convert_metadata import metadata_for, peft_config
+from lycotool.ops._convert_plan import Plan, Target, obstacle
+from lycotool.ops._convert_render import Rendered, render
+from lycotool.ops._convert_verify import Claim, relative_difference, same_bits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lycotool.ops.convert import ConvertOptions
+
+#: How many eps of the coarsest stored dtype a verified module may be off by: each factor is
+#: rounded once, and products of two to four of them add up.
+_ROUNDING = 4.0
+
+_PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleConvert:
+    """One module of the result.
+
+    ``change`` says what was done to it beside its name. ``difference`` is the relative
+    difference of ΔW, None where it was not looked for.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    type: str
+    rank: int | None
+    change: str
+    difference: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertResult:
+    """What was written, or would be.
+
+    ``family`` is the model it is for, or several that have these names in common.
+    """
+
+    output: str
+    to: str
+    family: str
+    modules: tuple[ModuleConvert, ...]
+    dropped: dict[str, str]
+    verified: bool
+    largest_difference: float | None
+    nbytes: int
+    warnings: tuple[str, ...]
+    dry_run: bool
+
+
+@dataclass(slots=True)
+class _Made:
+    """One module on its way out: where it comes from, and what it became."""
+
+    target: Target
+    sources: list[Form | int]
+    form: Form
+    change: list[str]
+    is_exact: bool = True
+    base: Tensor | None = None
+    rendered: Rendered | None = None
+
+
+class Converter:
+    """One conversion."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        families: Sequence[str],
+        dialect: Dialect,
+        options: ConvertOptions,
+        base: TensorStore | None,
+        progress: Progress,
+    ) -> None:
+        self._adapter, self._dialect = adapter, dialect
+        self._families = [FAMILIES[short] for short in families]
+        self._options, self._progress = options, progress
+        self._base = base
+        self._layers = None if base is None else LayerIndex(base.shapes)
+        self._faults: dict[str, str] = {}
+        self._forms: dict[str, _Source] = {}
+
+    def run(self, plan: Plan, output: str) -> ConvertResult:
+        """Make every module, write, verify, and only then give the output its name."""
+        target = self._prepare(output)
+        self._faults |= plan.faults | self._left_over()
+        self._progress.start("convert", self._adapter.store.nbytes)
+        made = [one for target in plan.targets if (one := self._make(target)) is not None]
+        self._refuse_faults(made)
+        for one in made:
+            one.rendered = render(
+                one.form, one.target.name, self._dialect, dtype=self._options.dtype, path=self._adapter.path
+            )
+        tensors = self._tensors(made)
+        config = None
+        if self._dialect.is_folder:
+            config = peft_config(
+                [(m.target.name, m.form, m.rendered) for m in made if m.rendered], self._adapter
+            )
+        metadata = metadata_for(
+            self._adapter,
+            self._families,
+            self._dialect,
+            [(m.form, m.rendered) for m in made if m.rendered],
+        )
+        plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
+        file = FilePlan(plans, metadata, hashed=not self._dialect.is_folder)
+        differences: dict[str, float] | None = None
+        if not self._options.dry_run:
+            differences = self._write(target, file, tensors, config, made)
+        return self._result(output, made, file.nbytes, differences)
+
+    # --- what cannot be ------------------------------------------------------------------
+
+    def _prepare(self, output: str) -> Path | None:
+        if output == "-" and self._options.dry_run:
+            return None
+        inputs = self._adapter.store.files
+        if self._dialect.is_folder:
+            return prepare_folder(output, inputs, force=self._options.force)
+        return prepare_output(output, inputs=inputs, force=self._options.force)
+
+    def _left_over(self) -> dict[str, str]:
+        """Tensors that belong to no module, and what is lost with them."""
+        keys = self._adapter.keys
+        found = dict.fromkeys(keys.unknown, "unknown tensor")
+        found |= dict.fromkeys(keys.orphans, "alpha without a module")
+        if not self._dialect.embeddings:
+            found |= dict.fromkeys(keys.embeddings, f"{self._dialect.name} has no embeddings")
+        return found
+
+    def _refuse_faults(self, made: Sequence[_Made]) -> None:
+        names: dict[str, int] = {}
+        for one in made:
+            names[one.target.name] = names.get(one.target.name, 0) + 1
+        twice = {name for name, count in names.items() if count > 1}
+        for one in made:
+            if one.target.name in twice:
+                for source in one.target.sources:
+                    if isinstance(source, AdapterModule):
+                        self._faults[source.name] = f"another module becomes {one.target.name} too"
+        if self._faults and (twice or not self._options.drop):
+            raise IncompatibleError(
+                f"{len(self._faults)} modules or tensors cannot be written as {self._dialect.name}",
+                path=self._adapter.path,
+                details=[f"{name}: {reason}" for name, reason in self._faults.items()],
+                hint="`--drop` leaves them out; `--algo lora` writes other algorithms as LoRA",
+            )
+        if not made:
+            raise IncompatibleError(f"nothing is left to write as {self._dialect.name}", path=self._adapter.path,
+                                    details=[f"{name}: {reason}" for name, reason in self._faults.items()])  # fmt: skip
+
+    # --- modules -------------------------------------------------------------------------
+
+    def _make(self, target: Target) -> _Made | None:
+        """One module of the result, or None with a fault noted."""
+        parts: list[Form | int] = []
+        changes: list[str] = []
+        exact, base = True, None
+        for source in target.sources:
+            if isinstance(source, int):
+                parts.append(source)
+                continue
+            if source.name not in self._forms:
+                self._forms[source.name] = self._source(source)
+                self._progress.advance(sum(self._adapter.store.info(k).nbytes for k in source.keys.values()))
+            found = self._forms[source.name]
+            if found.fault is not None:
+                self._faults[source.name] = found.fault
+                return None
+            parts.append(found.form)
+            changes += [change for change in found.changes if change not in changes]
+            exact, base = exact and found.is_exact, found.base
+        names = [source.name for source in target.sources if isinstance(source, AdapterModule)]
+        form = self._shaped(target, parts, changes)
+        if form is None:
+            reason = f"{parts_label(parts)} cannot be {changes[-1]} exactly; `--algo lora` can"
+            self._faults |= dict.fromkeys(names, reason)
+            return None
+        if is_zero(form) and target.rows is not None:
+            return None  # a part that the fused module left alone
+        before = [self._forms[name].read for name in names]
+        sources = [part if isinstance(part, int) else before.pop(0) for part in parts]
+        return _Made(target, sources, form, changes, exact, base)
+
+    def _shaped(self, target: Target, parts: list[Form | int], changes: list[str]) -> Form | None:
+        """The parts stacked, split or swapped as the target asks."""
+        if len(parts) > 1:
+            changes.append("fused")
+            return stacked(parts)
+        form = parts[0]
+        if isinstance(form, int):
+            raise TypeError(target.name)
+        if target.rows is not None:
+            changes.append("split")
+            return rows_of(form, torch.arange(*target.rows))
+        if target.swaps_halves:
+            changes.append("given its halves in the other order")
+            return swapped_halves(form)
+        return form
+
+    def _source(self, module: AdapterModule) -> _Source:
+        """A module of the input, in the algorithm it is to have."""
+        read = read_form(self._adapter, module)
+        found = _Source(read, read, [], None)
+        if self._options.algo == "lora":
+            found = self._to_lora(module, read)
+        elif self._options.algo == "full":
+            found = self._to_full(module, read)
+        form = found.form
+        if found.fault is None and "lora_mid.weight" in form.slots and not self._dialect.use_conv_cp:
+            found = replace(found, form=without_core(form), changes=[*found.changes, "its core folded"])
+        if found.fault is None:
+            fault = obstacle(self._dialect, found.form.detected, found.form.slots)
+            found = replace(found, fault=fault)
+        return found
+
+    def _to_lora(self, module: AdapterModule, read: Form) -> _Source:
+        if (
+            "lora_up.weight" in read.slots
+            and read.detected.dora_slot is None
+            and not (read.slots.keys() & {"lora_mid.weight", "bias_indices"})
+        ):
+            return _Source(read, read, [], None)
+        form = as_lora(read)
+        if form is not None:
+            return _Source(read, form, ["written as LoRA"], None)
+        layer, fault = self._layer(module)
+        shape = read.shape if layer is None else tuple(layer.shape)
+        if shape is not None and len(shape) < 2:
+            return _Source(read, read, [], None)  # a norm or a bias: LoRA has no form for it
+        if read.detected.needs_base and layer is None:
+            return _Source(read, read, [], fault)
+        if shape is None:
+            return _Source(read, read, [], fault)
+        if self._options.rank is None and self._options.error is None:
+            label = read.detected.label
+            return _Source(read, read, [], f"{label} has no exact LoRA form: give `--rank` or `--error`")
+        options = self._options
+        form = approximated(read, layer, rank=options.rank, error=options.error, shape=shape)
+        return _Source(read, form, ["approximated by LoRA"], None, is_exact=False, base=layer)
+
+    def _to_full(self, module: AdapterModule, read: Form) -> _Source:
+        if read.slots.keys() & {"diff", "w_norm"}:
+            return _Source(read, read, [], None)
+        layer, fault = self._layer(module)
+        shape = read.shape if layer is None else tuple(layer.shape)
+        if shape is None or (read.detected.needs_base and layer is None):
+            return _Source(read, read, [], fault)
+        return _Source(read, as_full(read, layer, shape), ["written as full"], None, base=layer)
+
+    def _layer(self, module: AdapterModule) -> tuple[Tensor | None, str]:
+        """The base's weight under a module, or None and why there is none."""
+        if self._base is None or self._layers is None:
+            return None, f"{module.detected.label} depends on the base weight: give `--base CHECKPOINT`"
+        layer = self._layers.find(module.name)
+        if layer is None:
+            return None, f"{self._base.path} has no such layer"
+        return layer.weight.view(self._base.tensor(layer.weight.key).float()), ""
+
+    # --- writing -------------------------------------------------------------------------
+
+    def _tensors(self, made: Sequence[_Made]) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for one in made:
+            if one.rendered is not None:
+                tensors |= one.rendered.tensors
+        if self._dialect.embeddings:
+            for key in self._adapter.keys.embeddings:
+                tensors[key] = self._adapter.store.tensor(key)
+        return tensors
+
+    def _write(
+        self,
+        target: Path | None,
+        plan: FilePlan,
+        tensors: Mapping[str, Tensor],
+        config: str | None,
+        made: Sequence[_Made],
+    ) -> dict[str, float] | None:
+        """Write under a temporary name, verify what is there, then publish it."""
+
+        def produce(key: str) -> list[memoryview]:
+            return [as_bytes(tensors[key])]
+
+        if target is None:
+            with TemporaryDirectory(prefix="lycotool-stdout-") as folder:
+                spooled = Path(folder) / "stdout.safetensors"
+                write_file(spooled, plan, produce)
+                differences = self._verify(spooled, made)
+                with spooled.open("rb") as file:
+                    shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+            return differences
+        building = temporary_beside(target)
+        try:
+            if config is None:
+                write_file(building, plan, produce)
+            else:
+                build_folder(building, _PEFT_WEIGHTS, plan, produce, {_PEFT_CONFIG: config})
+            differences = self._verify(building, made)
+            publish(building, target)
+        finally:
+            if building.is_dir():
+                shutil.rmtree(building, ignore_errors=True)
+            else:
+                building.unlink(missing_ok=True)
+        return differences
+
+    def _verify(self, path: Path, made: Sequence[_Made]) -> dict[str, float] | None:
+        """Relative difference of ΔW by module; None where nothing was looked at.
+
+        Raises
+        ------
+        CheckError
+            Naming the modules that differ by more than rounding.
+        """
+        if self._options.verify is False:
+            return None
+        with open_store(str(path)) as store:
+            written = read_adapter(store)
+            written.require_sound()
+            differences = {}
+            for one in made:
+                module = written.modules.get(one.target.name)
+                if module is None:
+                    raise CheckError("is not in the written file", path=str(path), key=one.target.name)
+                form = read_form(written, module)
+                if (
+                    one.target.is_whole
+                    and isinstance(one.sources[0], Form)
+                    and same_bits(one.sources[0], form)
+                ):
+                    differences[one.target.name] = 0.0
+                elif (
+                    self._options.verify
+                    or one.change
+                    or not one.target.is_whole
+                    or self._dialect.alpha != "stored"
+                ):
+                    differences[one.target.name] = relative_difference(list(_claims(one, form)))
+        wrong = [
+            f"{one.target.name}: {differences[one.target.name]:.3g}"
+            for one in made
+            if one.is_exact and differences.get(one.target.name, 0.0) > _allowed(one)
+        ]
+        if wrong:
+            raise CheckError(
+                f"{len(wrong)} modules do not say what the input says", path=self._adapter.path, details=wrong,
+                hint="`--dtype fp32` keeps more digits",
+            )  # fmt: skip
+        return differences
+
+    def _result(
+        self, output: str, made: Sequence[_Made], nbytes: int, differences: Mapping[str, float] | None
+    ) -> ConvertResult:
+        found = differences or {}
+        modules = tuple(
+            ModuleConvert(
+                one.target.name,
+                tuple(source.name for source in one.target.sources if isinstance(source, AdapterModule)),
+                one.form.detected.label,
+                one.form.dims.rank,
+                ", ".join(one.change),
+                found.get(one.target.name),
+            )
+            for one in made
+        )
+        return ConvertResult(
+            output=output,
+            to=self._dialect.name,
+            family=" or ".join(family.name for family in self._families),
+            modules=modules,
+            dropped=dict(self._faults),
+            verified=differences is not None,
+            largest_difference=max(found.values()) if found else None,
+            nbytes=nbytes,
+            warnings=tuple(w for w in self._adapter.warnings if "left aside" not in w) + self._adapter.notes,
+            dry_run=self._options.dry_run,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A module of the input as read, and in the algorithm it is to have."""
+
+    read: Form
+    form: Form
+    changes: list[str]
+    fault: str | None
+    is_exact: bool = True
+    base: Tensor | None = None
+
+
+def parts_label(parts: Sequence[Form | int]) -> str:
+    """The algorithms of some parts, for an error."""
+    return " and ".join(dict.fromkeys(p.detected.label for p in parts if isinstance(p, Form)))
+
+
+def _claims(one: _Made, written: Form) -> Iterator[Claim]:
+    """What the written module has to say, piece by piece."""
+    target = one.target
+    if len(one.sources) == 1 and isinstance(one.sources[0], Form):
+        read = one.sources[0]
+        rows = None if target.rows is None else torch.arange(*target.rows)
+        if target.swaps_halves:
+            rows = torch.arange(_height(read)).roll(_height(read) // 2)
+        yield Claim(read, rows, written, None, one.base)
+        return
+    start = 0
+    for source in one.sources:
+        height = source if isinstance(source, int) else _height(source)
+        yield Claim(
+            None if isinstance(source, int) else source, None, written, torch.arange(start, start + height)
+        )
+        start += height
+
+
+def _height(form: Form) -> int:
+    """Rows of the layer, which everything that is split or fused knows."""
+    return form.detected.layout.rows(form.detected.sizes) or 0
+
+
+def _allowed(one: _Made) -> float:
+    """The relative difference that rounding to the stored dtypes can make."""
+    dtypes = [t.dtype for t in one.rendered.tensors.values() if t.is_floating_point()] if one.rendered else []
+    return _ROUNDING * max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
