@@ -134,6 +134,8 @@ def _show(report: InspectReport, out: Output, *, modules: bool, metadata: bool) 
         console.print(_dims(report))
         console.print()
         console.print(_verdicts(report))
+        console.print()
+        console.print(_loaders(report))
     if modules:
         console.print()
         console.print(_modules(report))
@@ -179,11 +181,22 @@ def _verdicts(report: InspectReport) -> Table:
     return table
 
 
+def _loaders(report: InspectReport) -> Table:
+    table = _table("loads in", "version", "modules", "why not all")
+    for row in report.loaders:
+        total = row.takes + sum(row.reasons.values())
+        _row(table, row.loader, row.version, f"{row.takes} of {total}", "; ".join(row.reasons))
+    return table
+
+
 def _modules(report: InspectReport) -> Table:
-    table = _table("module", "type", "layout", "shape", "rank", "alpha", "scale", "parameters", "dtype")
+    table = _table(
+        "module", "type", "layout", "shape", "rank", "alpha", "scale", "parameters", "dtype", "loads in"
+    )
     for m in report.modules:
         rank, alpha = ("-" if value is None else f"{value:g}" for value in (m.rank, m.alpha))
-        _row(table, m.name, m.type, m.layout, m.shape, rank, alpha, f"{m.scale:g}", m.parameters, m.dtype)
+        _row(table, m.name, m.type, m.layout, m.shape, rank, alpha, f"{m.scale:g}", m.parameters, m.dtype,
+             ", ".join(m.loaders))  # fmt: skip
     return table
 
 

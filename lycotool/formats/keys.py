@@ -202,12 +202,24 @@ _DIALECT_PREFIXES: tuple[tuple[str, str], ...] = (
 )
 
 
+#: What a LoRA's suffixes say beyond the beginning of the names.
+_DIALECT_SPELLINGS: Mapping[tuple[str, Spelling], str] = {
+    ("diffusers", "diffusers legacy"): "diffusers legacy",
+    ("bare paths", "xlabs"): "XLabs",
+    ("bare paths", "hcp"): "HCP-Diffusion",
+}
+
+
+def dialect_of(name: str, keys: AdapterKeys) -> str:
+    """The dialect a module's name is in."""
+    found = next((d for prefix, d in _DIALECT_PREFIXES if name.startswith(prefix)), "bare paths")
+    return _DIALECT_SPELLINGS.get((found, keys.spelling), found)
+
+
 def dialects(keys: AdapterKeys) -> list[str]:
     """The dialects a file's module names are in, commonest first."""
     counts: dict[str, int] = {}
     for name in keys.modules:
-        dialect = next((d for prefix, d in _DIALECT_PREFIXES if name.startswith(prefix)), "bare paths")
-        if dialect == "diffusers" and keys.spelling == "diffusers legacy":
-            dialect = "diffusers legacy"
+        dialect = dialect_of(name, keys)
         counts[dialect] = counts.get(dialect, 0) + 1
     return sorted(counts, key=lambda d: (-counts[d], d))

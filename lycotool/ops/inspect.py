@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lycotool.errors import LycotoolError
-from lycotool.formats.keys import dialects
+from lycotool.formats.keys import dialect_of, dialects
+from lycotool.formats.loaders import LOADERS, ModuleKind, refusal
 from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
 from lycotool.models.architecture import guess_architecture, guess_checkpoint
@@ -65,8 +66,18 @@ class AlgorithmRow:
 
 
 @dataclass(frozen=True, slots=True)
+class LoaderRow:
+    """One program and the modules of a file that it takes; reasons count the others."""
+
+    loader: str
+    version: str
+    takes: int
+    reasons: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleRow:
-    """One module, for ``--modules``."""
+    """One module, for ``--modules``; ``loaders`` are the programs that take it."""
 
     name: str
     type: str
@@ -78,6 +89,7 @@ class ModuleRow:
     scale: float
     parameters: int
     dtype: str
+    loaders: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,7 @@ class InspectReport:
     dialects: list[str]
     components: dict[str, int]
     algorithms: list[AlgorithmRow]
+    loaders: list[LoaderRow]
     modules: list[ModuleRow]
     metadata: dict[str, object]
     metadata_summary: dict[str, object]
@@ -160,7 +173,8 @@ def _report(store: TensorStore, adapter: Adapter | None) -> InspectReport:
         dialects=dialects(adapter.keys) if adapter else [],
         components={_COMPONENT_NAMES[name]: count for name, count in components.items()},
         algorithms=_algorithm_rows(adapter.modules.values()) if adapter else [],
-        modules=[_module_row(m, store) for m in adapter.modules.values()] if adapter else [],
+        loaders=_loader_rows(adapter) if adapter else [],
+        modules=[_module_row(m, adapter) for m in adapter.modules.values()] if adapter else [],
         metadata=metadata,
         metadata_summary={key: metadata[key] for key in _SUMMARY_KEYS if key in metadata},
         warnings=[*adapter.warnings, *adapter.notes] if adapter else list(store.warnings),
@@ -220,8 +234,29 @@ def _algorithm_row(label: str, modules: Sequence[AdapterModule]) -> AlgorithmRow
     )
 
 
-def _module_row(module: AdapterModule, store: TensorStore) -> ModuleRow:
+def _loader_rows(adapter: Adapter) -> list[LoaderRow]:
+    rows = []
+    for loader in LOADERS:
+        reasons = [refusal(loader, _kind(adapter, module)) for module in adapter.modules.values()]
+        refused = _count(reason for reason in reasons if reason is not None)
+        rows.append(LoaderRow(loader.name, loader.version, reasons.count(None), refused))
+    return rows
+
+
+def _kind(adapter: Adapter, module: AdapterModule) -> ModuleKind:
     detected = module.detected
+    return ModuleKind(
+        dialect_of(module.name, adapter.keys),
+        detected.algorithm.name,
+        detected.layout.name,
+        detected.layout.use_conv_cp,
+        detected.dora_axis,
+    )
+
+
+def _module_row(module: AdapterModule, adapter: Adapter) -> ModuleRow:
+    detected, store = module.detected, adapter.store
+    kind = _kind(adapter, module)
     rows, columns = detected.layout.rows(detected.sizes), detected.layout.columns(detected.sizes)
     infos = [store.info(key) for key in module.keys.values()]
     return ModuleRow(
@@ -235,4 +270,5 @@ def _module_row(module: AdapterModule, store: TensorStore) -> ModuleRow:
         scale=module.dims.scale,
         parameters=sum(info.numel for info in infos),
         dtype="+".join(sorted({i.dtype for i in infos if i.numel > 1} or {i.dtype for i in infos})),
+        loaders=tuple(loader.name for loader in LOADERS if refusal(loader, kind) is None),
     )
