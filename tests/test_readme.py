@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lycotool.algorithms import ALGORITHMS, dora
 from lycotool.algorithms.base import Algorithm
+from lycotool.formats.dialects import DIALECTS, Dialect
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -26,3 +27,16 @@ def test_rules_table() -> None:
     refused = yes(dora.MERGE_RULE.allowed)
     last = f"| anything with DoRA | {refused} | {refused} | {yes(dora.RESIZE_RULE.allowed)} |"
     assert table[2:] == [*(row(algorithm) for algorithm in ALGORITHMS), last]
+
+
+def test_formats_table() -> None:
+    text = README.read_text(encoding="utf-8")
+    table = text.split("<!-- table: formats -->")[1].split("<!-- end -->")[0].strip().splitlines()
+    names = [algorithm.name for algorithm in ALGORITHMS]
+
+    def line(dialect: Dialect) -> str:
+        algorithms = ", ".join(sorted(dialect.algorithms, key=names.index))
+        axes = ", ".join(sorted(dialect.dora_axes, reverse=True)) or "no"
+        return f"| `{dialect.name}` | {dialect.title} | {algorithms} | {yes(dialect.use_conv_cp)} | {axes} |"
+
+    assert sorted(table[2:]) == sorted(line(dialect) for dialect in DIALECTS.values())

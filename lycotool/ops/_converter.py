@@ -216,7 +216,7 @@ class Converter:
             reason = f"{parts_label(parts)} cannot be {changes[-1]} exactly; `--algo lora` can"
             self._faults |= dict.fromkeys(names, reason)
             return None
-        if is_zero(form) and target.rows is not None:
+        if target.rows is not None and is_zero(form):
             return None  # a part that the fused module left alone
         before = [self._forms[name].read for name in names]
         sources = [part if isinstance(part, int) else before.pop(0) for part in parts]
