@@ -96,6 +96,8 @@ def _with_equal_downs(claim: Claim, read: Form) -> tuple[float, float] | None:
     one, two = (form.slots["lora_up.weight"].flatten(1).float() * form.scale for form in forms)
     one = one if claim.read_rows is None else one[claim.read_rows]
     two = two if claim.written_rows is None else two[claim.written_rows]
+    if not bool((one - two).any()):
+        return 0.0, 1.0  # any norm: nothing is lost of it
     down = downs[0].float()
     inner = down @ down.T
     lost, norm = (max(0.0, float(((up.T @ up) * inner).sum())) for up in (one - two, one))

@@ -657,7 +657,12 @@ def test_unchanged_rows_of_a_lokr_come_in_blocks() -> None:
 
 
 def test_lokr_parts_of_two_layouts_have_no_stack() -> None:
-    assert stacked([lokr_parts("w1 full, w2 full")[0], lokr_parts("w1 product, w2 full")[0]]) is None
+    whole, product = (lokr_parts(f"{first}, w2 full")[0] for first in ("w1 full", "w1 product"))
+    product = with_slots(with_scale(product, 1.0), lokr_w2=whole.bound["lokr_w2"])
+
+    assert whole.bound.dims.scale == 1.0
+    assert stacked([whole, product]) is None
+    assert stacked([product, whole]) is None
 
 
 @pytest.mark.parametrize("name", ["lora", "loha", "full"])
