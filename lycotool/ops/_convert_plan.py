@@ -119,13 +119,15 @@ class _Planner:
             return
         naming, site = self._naming(place.component), place.site
         path = site.path(naming)
-        if path is not None:
+        if place.parts:
+            self._partial(place, naming, module)
+        elif path is not None:
             swaps = _swaps(site.rule, module) and (place.naming == "diffusers") != (naming == "diffusers")
             self._add(place.component, path, (module,), swaps_halves=swaps)
         elif site.part is not None:
             self._parts.setdefault((place.component, site.rule, site.indices), {})[site.part] = module
         elif len(site.rule.diffusers) > 1 and naming == "diffusers":
-            self._split(place.component, site, module)
+            self._split(place.component, site, module, site.rule.rows)
         else:
             self._plan.faults[module.name] = f"{self._dialect.name} has no such module"
 
@@ -139,15 +141,29 @@ class _Planner:
             return f"{dialect.name} does not train {path}"
         return None
 
-    def _split(self, component: str, site: Site, module: AdapterModule) -> None:
-        rule, height = site.rule, _height(module)
-        if height is None or height % sum(rule.rows):
-            self._plan.faults[module.name] = f"{height} rows do not split into parts of {rule.rows}"
+    def _partial(self, place: Place, naming: Naming, module: AdapterModule) -> None:
+        """A module that is the first parts of a fused one."""
+        site = place.site
+        shares = site.rule.rows[: place.parts]
+        path, height = site.path(naming), _height(module)
+        if path is None:
+            self._split(place.component, site, module, shares)
+        elif height is None or height % sum(shares):
+            self._plan.faults[module.name] = f"{height} rows do not split into parts of {shares}"
+        else:
+            unit = height // sum(shares)
+            rest = unit * (sum(site.rule.rows) - sum(shares))
+            self._add(place.component, path, (module, rest))
+
+    def _split(self, component: str, site: Site, module: AdapterModule, shares: tuple[int, ...]) -> None:
+        height = _height(module)
+        if height is None or height % sum(shares):
+            self._plan.faults[module.name] = f"{height} rows do not split into parts of {shares}"
             return
-        unit, start = height // sum(rule.rows), 0
-        for part, share in enumerate(rule.rows):
+        unit, start = height // sum(shares), 0
+        for part, share in enumerate(shares):
             stop = start + unit * share
-            path = Site(rule, site.indices, part).path("diffusers")
+            path = Site(site.rule, site.indices, part).path("diffusers")
             self._add(component, str(path), (module,), rows=(start, stop))
             start = stop
 

@@ -60,6 +60,9 @@ class Family:
     beside
         Beginnings of paths in diffusers' naming that are components of their own there:
         they stand beside ``diffusers_prefix``, not under it.
+    partial
+        Names that some program has for the first parts of a module: ending, ending of the
+        module, number of parts.
     marks
         Pieces of flattened denoiser paths that no other family has.
     blocks
@@ -77,6 +80,7 @@ class Family:
     kohya: Naming
     diffusers_prefix: str
     beside: tuple[str, ...] = ()
+    partial: tuple[tuple[str, str, int], ...] = ()
     marks: tuple[str, ...] = ()
     blocks: tuple[tuple[str, str], ...] = ()
     metadata: tuple[str, ...] = ()

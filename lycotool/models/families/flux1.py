@@ -50,6 +50,7 @@ FLUX1 = Family(
     },
     kohya="native",
     diffusers_prefix="transformer.",
+    partial=(("linear1_qkv", "linear1", 3),),  # XLabs' and ComfyUI's, without the feed-forward
     blocks=BLOCKS,
     metadata=("flux-1", "flux1", "Flux.1", "flux_kontext"),
     base_model_version="flux1",

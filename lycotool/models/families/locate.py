@@ -19,11 +19,15 @@ _PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a module is: component (``unet`` for any denoiser), naming it was found in, site."""
+    """Where a module is: component (``unet`` for any denoiser), naming it was found in, site.
+
+    ``parts`` not 0 says that it is so many of the site's first parts only.
+    """
 
     component: str
     naming: Naming
     site: Site
+    parts: int = 0
 
 
 class Locator:
@@ -40,7 +44,7 @@ class Locator:
                     return _inside(component, encoder, name.removeprefix(prefix))
         part = split_name(name)
         if part.component in ("unet", ANY):
-            found = [Place("unet", naming, site) for naming, site in self._family.unet.find(part.path)]
+            found = self._denoiser(part.path)
             if found or part.component == "unet":
                 return found
         encoders = self._family.text_encoders
@@ -51,6 +55,13 @@ class Locator:
             if component in encoders
             for place in _inside(component, encoders[component], part.path)
         ]
+
+    def _denoiser(self, path: str) -> list[Place]:
+        for ending, whole, parts in self._family.partial:
+            if path.endswith(ending):
+                path = path.removesuffix(ending) + whole
+                return [Place("unet", naming, site, parts) for naming, site in self._family.unet.find(path)]
+        return [Place("unet", naming, site) for naming, site in self._family.unet.find(path)]
 
 
 def _inside(component: str, encoder: TextEncoder, path: str) -> list[Place]:

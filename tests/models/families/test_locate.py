@@ -62,3 +62,10 @@ def test_guess(names: list[str], widths: int, metadata: dict[str, str], families
     found = guess_families(names, dict.fromkeys(names, widths), metadata)
 
     assert sorted(found) == sorted(families)
+
+
+def test_a_name_for_the_first_parts_of_a_module() -> None:
+    (place,) = Locator(FAMILIES["flux1"]).locate("single_blocks.7.linear1_qkv")
+
+    assert place.parts == 3
+    assert place.site.path("native") == "single_blocks.7.linear1"
