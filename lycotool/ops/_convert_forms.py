@@ -83,13 +83,17 @@ class Form:
         """The stored dtype of its weights."""
         return next(dtype for dtype in self.stored.values() if dtype.is_floating_point)
 
-    def with_slots(self, slots: Mapping[str, Tensor], scale: float, *, computed: bool = False) -> Form:
+    def with_slots(
+        self, slots: Mapping[str, Tensor], scale: float, *, computed: bool = False, hint: str | None = "same"
+    ) -> Form:
         """Another form with these tensors, read with ``scale``.
 
         Parameters
         ----------
         computed
             Whether the tensors are in a dtype that is only for computing.
+        hint
+            What the keys do not tell of the algorithm; ``same`` is this form's.
         """
         stored = {
             slot: self.stored.get(slot, self.dtype)
@@ -99,7 +103,7 @@ class Form:
         }
         found = detect(
             {slot: tuple(tensor.shape) for slot, tensor in slots.items()},
-            algorithm_hint=self.detected.algorithm.name,
+            algorithm_hint=self.detected.algorithm.name if hint == "same" else hint,
         )
         dims = found.algorithm.dims(found.layout, found.sizes, None, self.reading)
         return replace(
@@ -162,7 +166,10 @@ def stacked(parts: Sequence[Form | int]) -> Form | None:
     """One module of these rows in order; an int is so many unchanged ones."""
     first = next(part for part in parts if isinstance(part, Form))
     found = stack_rows([(p.detected, p.bound()) if isinstance(p, Form) else p for p in parts])
-    return None if found is None else first.with_slots(*found)
+    if found is None:
+        return None
+    # What is fused from parts has lost the order of ranks that DyLoRA trains.
+    return first.with_slots(*found, hint=None)
 
 
 def swapped_halves(form: Form) -> Form | None:
