@@ -13,8 +13,10 @@ from lycotool.errors import UsageError
 if TYPE_CHECKING:  # the registry is not needed for --help and completion
     from lycotool.algorithms.base import Reading
     from lycotool.ops._adapter import AdapterInput
+    from lycotool.ops._strengths import StrengthOptions
 
 _OUTPUT, _REPORT, _COMPUTE, _READING = "Output", "Reports", "Computing", "Contested readings"
+_STRENGTH = "Strengths"
 
 DTYPES = Literal["keep", "fp32", "fp16", "bf16", "fp8_e4m3fn", "fp8_e5m2"]
 
@@ -56,6 +58,27 @@ PickleOption = Annotated[
     bool,
     typer.Option("--allow-pickle", help="Read .pt, .ckpt and .bin files too (plain tensors only).",
                  rich_help_panel=_COMPUTE),
+]  # fmt: skip
+TeOption = Annotated[
+    float,
+    typer.Option("--te", metavar="W", help="Factor for text encoders; one adapter's own: `FILE:0.7:te=0.5`.",
+                 rich_help_panel=_STRENGTH),
+]  # fmt: skip
+UnetOption = Annotated[
+    float,
+    typer.Option("--unet", metavar="W", help="Factor for the UNet or transformer; its own: `FILE:unet=0.5`.",
+                 rich_help_panel=_STRENGTH),
+]  # fmt: skip
+LbwOption = Annotated[
+    str | None,
+    typer.Option("--lbw", metavar="LIST|PRESET|FILE",
+                 help="Factors by block: 17 or 26 numbers for SD 1 and 2, 12 or 20 for SDXL, 61 for Flux, or a "
+                 "named list such as MIDD, or FILE#NAME; its own: `FILE:lbw=MIDD`.", rich_help_panel=_STRENGTH),
+]  # fmt: skip
+LbwRuleOption = Annotated[
+    list[str] | None,
+    typer.Option("--lbw-rule", metavar="BLOCKS:LAYERS:W", rich_help_panel=_STRENGTH,
+                 help="Factor for layers of some blocks, such as `IN05-OUT05:attn:0.5`; later rules win."),
 ]  # fmt: skip
 AlphaZeroOption = Annotated[
     Literal["zero", "rank"],
@@ -104,24 +127,49 @@ def reading(
 
 
 def weighted(text: str) -> AdapterInput:
-    """Split ``FILE:0.7`` at the last colon whose tail is a number.
+    """Split ``FILE:0.7`` at the last colon whose tail is a number, and ``:te=0.5`` and so on.
 
     A file that really has such a name is taken as it is.
 
     Raises
     ------
     UsageError
-        If the number is not finite.
+        If a number is not finite.
     """
     from lycotool.ops._adapter import AdapterInput
 
-    path, colon, tail = text.rpartition(":")
-    if not colon or not path or Path(text).exists():
-        return AdapterInput(text)
+    own: dict[str, str] = {}
+    path = text
+    while not Path(path).exists():
+        head, colon, tail = path.rpartition(":")
+        name, equals, value = tail.partition("=")
+        if not colon or not head or not equals or name not in ("te", "unet", "lbw"):
+            break
+        own.setdefault(name, value)
+        path = head
+    te, unet = (_factor(own[name], name, path) if name in own else None for name in ("te", "unet"))
+    head, colon, tail = path.rpartition(":")
+    strength = 1.0
+    if colon and head and not Path(path).exists():
+        try:
+            strength = float(tail)
+        except ValueError:
+            head = path
+        if not math.isfinite(strength):
+            raise UsageError(f"the strength {tail} is not finite", path=head)
+        path = head
+    return AdapterInput(path, strength, te, unet, own.get("lbw"))
+
+
+def _factor(text: str, name: str, path: str) -> float:
     try:
-        strength = float(tail)
+        return float(text)
     except ValueError:
-        return AdapterInput(text)
-    if not math.isfinite(strength):
-        raise UsageError(f"the strength {tail} is not finite", path=path)
-    return AdapterInput(path, strength)
+        raise UsageError(f"{name}={text} is no number", path=path) from None
+
+
+def strengths(te: float, unet: float, lbw: str | None, lbw_rules: list[str] | None) -> StrengthOptions:
+    """The factors for every adapter as one value."""
+    from lycotool.ops._strengths import StrengthOptions
+
+    return StrengthOptions(te, unet, lbw, tuple(lbw_rules or ()))

@@ -32,6 +32,10 @@ def bake(
     output: opt.OutputOption = None,
     force: opt.ForceOption = False,
     dtype: opt.DtypeOption = "keep",
+    te: opt.TeOption = 1.0,
+    unet: opt.UnetOption = 1.0,
+    lbw: opt.LbwOption = None,
+    lbw_rule: opt.LbwRuleOption = None,
     device: opt.DeviceOption = "auto",
     allow_pickle: opt.PickleOption = False,
     strict: opt.StrictOption = False,
@@ -49,11 +53,11 @@ def bake(
     Every change refers to the original weights, is computed in float32 and rounded once.
     Tensors no adapter touches are copied byte for byte. Prints the path that was written.
     """
-    from lycotool.ops._common import WriteOptions
+    from lycotool.ops.bake import BakeOptions
     from lycotool.ops.bake import bake as run
 
     out = Output(json=json_output, quiet=quiet)
-    options = WriteOptions(
+    options = BakeOptions(
         output=output,
         force=force,
         dtype=dtype,
@@ -62,6 +66,7 @@ def bake(
         dry_run=dry_run,
         allow_pickle=allow_pickle,
         reading=opt.reading(alpha_zero, dora_strength, dylora_block_size, legacy_loha_cp, glora_old_scale),
+        strengths=opt.strengths(te, unet, lbw, lbw_rule),
     )
     with out.progress() as bar:
         result = run(checkpoint, [opt.weighted(a) for a in adapters], options, progress=bar)

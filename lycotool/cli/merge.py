@@ -15,15 +15,16 @@ EPILOG = """Examples:
 
 lycotool merge model.safetensors style.safetensors:0.8 character.safetensors
 
-lycotool merge a.safetensors:0.6 b.safetensors:0.4 -o ab.safetensors"""
+lycotool merge a.safetensors:0.6 b.safetensors:0.4:te=0 -o ab.safetensors"""
 
 
 @reported
 def merge(
     base: Annotated[str, typer.Argument(metavar="BASE", help="A checkpoint, or an adapter (`FILE:W`).")],
     adapters: Annotated[
-        list[str], typer.Argument(metavar="ADAPTER[:W]...", help="Adapters, each with its strength.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="[ADAPTER[:W]...]", help="Adapters, each with its strength."),
+    ] = None,
     output: opt.OutputOption = None,
     force: opt.ForceOption = False,
     dtype: opt.DtypeOption = "keep",
@@ -48,6 +49,10 @@ def merge(
             help="Checkpoint for algorithms whose change depends on it.",
         ),
     ] = None,
+    te: opt.TeOption = 1.0,
+    unet: opt.UnetOption = 1.0,
+    lbw: opt.LbwOption = None,
+    lbw_rule: opt.LbwRuleOption = None,
     device: opt.DeviceOption = "auto",
     allow_pickle: opt.PickleOption = False,
     strict: opt.StrictOption = False,
@@ -80,12 +85,13 @@ def merge(
         dry_run=dry_run,
         allow_pickle=allow_pickle,
         reading=opt.reading(alpha_zero, dora_strength, dylora_block_size, legacy_loha_cp, glora_old_scale),
+        strengths=opt.strengths(te, unet, lbw, lbw_rule),
         rebuild=rebuild,
         base=base_checkpoint,
         metadata=metadata,
     )
     with out.progress() as bar:
-        result = run(opt.weighted(base), [opt.weighted(a) for a in adapters], options, progress=bar)
+        result = run(opt.weighted(base), [opt.weighted(a) for a in adapters or ()], options, progress=bar)
     if isinstance(result, BakeResult):
         show_bake(out, result)
     else:

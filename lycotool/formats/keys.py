@@ -8,6 +8,7 @@ are those of the registry (kohya's and LyCORIS' own); other programs' are in :da
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -199,6 +200,8 @@ _DIALECT_PREFIXES: tuple[tuple[str, str], ...] = (
     ("transformer.", "diffusers"),
     ("text_encoder.", "diffusers"),
     ("text_encoder_2.", "diffusers"),
+    ("text_encoder_3.", "diffusers"),
+    ("text_conditioner.", "diffusers"),
 )
 
 
@@ -209,6 +212,9 @@ _DIALECT_SPELLINGS: Mapping[tuple[str, Spelling], str] = {
     ("bare paths", "hcp"): "HCP-Diffusion",
 }
 
+#: OneTrainer names text encoders as kohya does, whatever it calls the denoiser's modules.
+_SHARED_TEXT_PREFIX = "lora_te"
+
 
 def dialect_of(name: str, keys: AdapterKeys) -> str:
     """The dialect a module's name is in."""
@@ -218,8 +224,9 @@ def dialect_of(name: str, keys: AdapterKeys) -> str:
 
 def dialects(keys: AdapterKeys) -> list[str]:
     """The dialects a file's module names are in, commonest first."""
-    counts: dict[str, int] = {}
-    for name in keys.modules:
-        dialect = dialect_of(name, keys)
-        counts[dialect] = counts.get(dialect, 0) + 1
+    named = {name: dialect_of(name, keys) for name in keys.modules}
+    counts = Counter(named.values())
+    kohya = [name for name, dialect in named.items() if dialect == "kohya"]
+    if "OneTrainer" in counts and all(name.startswith(_SHARED_TEXT_PREFIX) for name in kohya):
+        counts["OneTrainer"] += counts.pop("kohya", 0)
     return sorted(counts, key=lambda d: (-counts[d], d))

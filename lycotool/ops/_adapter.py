@@ -29,10 +29,17 @@ _PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class AdapterInput:
-    """An adapter as the user names it, with its strength."""
+    """An adapter as the user names it, with its strength.
+
+    ``te``, ``unet`` and ``lbw`` are factors of its own beside those of the command: for text
+    encoders, the denoiser, and its blocks; see :mod:`lycotool.ops._strengths`.
+    """
 
     path: str
     strength: float = 1.0
+    te: float | None = None
+    unet: float | None = None
+    lbw: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

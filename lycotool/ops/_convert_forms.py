@@ -79,9 +79,34 @@ class Form:
         return (rows, columns) if columns % volume else (rows, columns // volume, *self.kernel)
 
     @property
+    def has_no_matrix(self) -> bool:
+        """Whether it changes a vector only: a norm, or a bias alone."""
+        return "w_norm" in self.slots or self.slots.keys() <= {"diff_b"}
+
+    def check_magnitude(self) -> None:
+        """Compare the length of a DoRA magnitude with the layer's axis.
+
+        Raises
+        ------
+        MismatchError
+            With both.
+        """
+        slot, axis, shape = self.detected.dora_slot, self.detected.dora_axis, self.shape
+        if slot is None or shape is None:
+            return
+        expected, found = shape[0 if axis == "out" else 1], self.slots[slot].numel()
+        if found != expected:
+            raise MismatchError(f"{slot} has {found} elements for {expected} on the {axis} axis")
+
+    @property
     def dtype(self) -> torch.dtype:
         """The stored dtype of its weights."""
         return next(dtype for dtype in self.stored.values() if dtype.is_floating_point)
+
+    @property
+    def computing(self) -> torch.dtype:
+        """The dtype to compute in: float32, but float64 where that is stored."""
+        return torch.float64 if torch.float64 in self.stored.values() else torch.float32
 
     def with_slots(
         self, slots: Mapping[str, Tensor], scale: float, *, computed: bool = False, hint: str | None = "same"
@@ -182,8 +207,13 @@ def swapped_halves(form: Form) -> Form | None:
 
 def without_core(form: Form) -> Form:
     """A CP-form LoRA as a plain one of the same rank, by folding the core into the down factor."""
-    unscaled = replace(form.bound(torch.float32), dims=replace(form.dims, scale=1.0))
-    return _as_factors(form, lora.low_rank(unscaled).folded(), form.scale)
+    unscaled = replace(form.bound(form.computing), dims=replace(form.dims, scale=1.0))
+    plain = _as_factors(form, lora.low_rank(unscaled).folded(), form.scale)
+    slot = form.detected.dora_slot
+    if slot is None:
+        return plain
+    kept = replace(plain, stored={**plain.stored, slot: form.stored[slot]})
+    return kept.with_slots({**plain.slots, slot: form.slots[slot]}, form.scale, computed=True)
 
 
 def as_lora(form: Form) -> Form | None:
@@ -193,7 +223,7 @@ def as_lora(form: Form) -> Form | None:
         return None
     if detected.layout in (lora.PLAIN, lora.CP):
         return form if detected.layout is lora.PLAIN else without_core(form)
-    bound = form.bound(torch.float32)
+    bound = form.bound(form.computing)
     low = None
     if detected.algorithm.factors is not None:
         low = detected.algorithm.factors(bound)
@@ -208,7 +238,7 @@ def approximated(
     form: Form, base: Tensor | None, *, rank: int | None, error: float | None, shape: tuple[int, ...]
 ) -> Form:
     """The best LoRA of a rank, or the smallest within an error of its own norm."""
-    change = weight_change(form.detected, form.bound(torch.float32), shape, base, strength=1.0)
+    change = weight_change(form.detected, form.bound(form.computing), shape, base, strength=1.0)
     matrix = change.flatten(1)
     if error is not None:
         spectrum = exact(matrix)
@@ -221,7 +251,7 @@ def approximated(
 
 def as_full(form: Form, base: Tensor | None, shape: tuple[int, ...]) -> Form:
     """The same change as a dense difference."""
-    bound = form.bound(torch.float32)
+    bound = form.bound(form.computing)
     slots = {"diff": weight_change(form.detected, bound, shape, base, strength=1.0)}
     bias = bias_change(form.detected, bound, strength=1.0)
     if bias is not None:
@@ -239,7 +269,7 @@ def _as_factors(form: Form, low: LowRank, scale: float) -> Form:
         for slot, tensor in lora.from_factors(low, kernel, torch.float32).items()
         if slot != "alpha"
     }
-    bias = bias_change(form.detected, form.bound(torch.float32), strength=1.0)
+    bias = bias_change(form.detected, form.bound(form.computing), strength=1.0)
     if bias is not None:
         slots["diff_b"] = bias
     return form.with_slots(slots, scale, computed=True)

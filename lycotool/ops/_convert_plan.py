@@ -38,6 +38,11 @@ class Target:
     swaps_halves: bool = False
 
     @property
+    def names(self) -> list[str]:
+        """Names of the input's modules that it is made of."""
+        return [source.name for source in self.sources if isinstance(source, AdapterModule)]
+
+    @property
     def is_whole(self) -> bool:
         """Whether it is one module of the input, only called otherwise."""
         return len(self.sources) == 1 and self.rows is None and not self.swaps_halves

@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from lycotool.errors import CheckError, IncompatibleError
+from lycotool.algorithms.base import MismatchError
+from lycotool.errors import BadInputError, CheckError, IncompatibleError
 from lycotool.formats.dialects import Dialect
 from lycotool.io.dtypes import from_torch
 from lycotool.io.folder import build_folder, prepare_folder, publish, temporary_beside
@@ -19,7 +20,7 @@ from lycotool.io.store import TensorStore
 from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
 from lycotool.lazy import torch
 from lycotool.models.families import FAMILIES
-from lycotool.models.layers import LayerIndex
+from lycotool.models.layers import AmbiguousNameError, LayerIndex
 from lycotool.ops._adapter import Adapter, AdapterModule, read_adapter
 from lycotool.ops._common import Progress, as_bytes
 from lycotool.ops._convert_forms import (
@@ -125,6 +126,7 @@ class Converter:
         self._faults |= plan.faults | self._left_over()
         self._progress.start("convert", self._adapter.store.nbytes)
         made = [one for target in plan.targets if (one := self._make(target)) is not None]
+        made = [one for one in made if not self._faults.keys() & set(one.target.names)]
         self._refuse_faults(made)
         for one in made:
             one.rendered = render(
@@ -175,9 +177,8 @@ class Converter:
         twice = {name for name, count in names.items() if count > 1}
         for one in made:
             if one.target.name in twice:
-                for source in one.target.sources:
-                    if isinstance(source, AdapterModule):
-                        self._faults[source.name] = f"another module becomes {one.target.name} too"
+                reason = f"another module becomes {one.target.name} too"
+                self._faults |= dict.fromkeys(one.target.names, reason)
         if self._faults and (twice or not self._options.drop):
             raise IncompatibleError(
                 f"{len(self._faults)} modules or tensors cannot be written as {self._dialect.name}",
@@ -196,6 +197,7 @@ class Converter:
         parts: list[Form | int] = []
         changes: list[str] = []
         exact, base = True, None
+        faults: dict[str, str] = {}
         for source in target.sources:
             if isinstance(source, int):
                 parts.append(source)
@@ -205,15 +207,23 @@ class Converter:
                 self._progress.advance(sum(self._adapter.store.info(k).nbytes for k in source.keys.values()))
             found = self._forms[source.name]
             if found.fault is not None:
-                self._faults[source.name] = found.fault
-                return None
+                faults[source.name] = found.fault
+                continue
             parts.append(found.form)
             changes += [change for change in found.changes if change not in changes]
             exact, base = exact and found.is_exact, found.base
-        names = [source.name for source in target.sources if isinstance(source, AdapterModule)]
-        form = self._shaped(target, parts, changes)
+        names = target.names
+        if faults:
+            reason = f"would be fused with {next(iter(faults))}"
+            self._faults |= dict.fromkeys(names, reason) | faults
+            return None
+        form, misfit = None, ""
+        try:
+            form = self._shaped(target, parts, changes)
+        except MismatchError as error:
+            misfit = str(error)
         if form is None:
-            reason = f"{parts_label(parts)} cannot be {changes[-1]} exactly; `--algo lora` can"
+            reason = misfit or f"{parts_label(parts)} cannot be {changes[-1]} exactly; `--algo lora` can"
             self._faults |= dict.fromkeys(names, reason)
             return None
         if target.rows is not None and is_zero(form):
@@ -241,6 +251,17 @@ class Converter:
     def _source(self, module: AdapterModule) -> _Source:
         """A module of the input, in the algorithm it is to have."""
         read = read_form(self._adapter, module)
+        try:
+            read.check_magnitude()
+            found = self._changed(module, read)
+        except (AmbiguousNameError, MismatchError) as error:
+            return _Source(read, read, [], str(error))
+        if found.fault is None:
+            fault = obstacle(self._dialect, found.form.detected, found.form.slots)
+            found = replace(found, fault=fault)
+        return found
+
+    def _changed(self, module: AdapterModule, read: Form) -> _Source:
         found = _Source(read, read, [], None)
         if self._options.algo == "lora":
             found = self._to_lora(module, read)
@@ -249,9 +270,6 @@ class Converter:
         form = found.form
         if found.fault is None and "lora_mid.weight" in form.slots and not self._dialect.use_conv_cp:
             found = replace(found, form=without_core(form), changes=[*found.changes, "its core folded"])
-        if found.fault is None:
-            fault = obstacle(self._dialect, found.form.detected, found.form.slots)
-            found = replace(found, fault=fault)
         return found
 
     def _to_lora(self, module: AdapterModule, read: Form) -> _Source:
@@ -261,13 +279,13 @@ class Converter:
             and not (read.slots.keys() & {"lora_mid.weight", "bias_indices"})
         ):
             return _Source(read, read, [], None)
+        if read.has_no_matrix:
+            return _Source(read, read, [], None)  # a norm or a bias: LoRA has no form for it
         form = as_lora(read)
         if form is not None:
             return _Source(read, form, ["written as LoRA"], None)
         layer, fault = self._layer(module)
         shape = read.shape if layer is None else tuple(layer.shape)
-        if shape is not None and len(shape) < 2:
-            return _Source(read, read, [], None)  # a norm or a bias: LoRA has no form for it
         if read.detected.needs_base and layer is None:
             return _Source(read, read, [], fault)
         if shape is None:
@@ -280,7 +298,7 @@ class Converter:
         return _Source(read, form, ["approximated by LoRA"], None, is_exact=False, base=layer)
 
     def _to_full(self, module: AdapterModule, read: Form) -> _Source:
-        if read.slots.keys() & {"diff", "w_norm"}:
+        if "diff" in read.slots or read.has_no_matrix:
             return _Source(read, read, [], None)
         layer, fault = self._layer(module)
         shape = read.shape if layer is None else tuple(layer.shape)
@@ -332,6 +350,8 @@ class Converter:
                 sys.stdout.buffer.flush()
             return differences
         building = temporary_beside(target)
+        if config is None:  # only this suffix makes sure that its first bytes are not taken for a pickle's
+            building = building.with_suffix(".safetensors")
         try:
             if config is None:
                 write_file(building, plan, produce)
@@ -377,7 +397,13 @@ class Converter:
                     or not one.target.is_whole
                     or self._dialect.alpha != "stored"
                 ):
-                    differences[one.target.name] = relative_difference(list(_claims(one, form)))
+                    try:
+                        found = relative_difference(list(_claims(one, form)))
+                    except MismatchError as error:
+                        raise BadInputError(
+                            str(error), path=self._adapter.path, key=one.target.name
+                        ) from None
+                    differences[one.target.name] = found
         wrong = [
             f"{one.target.name}: {differences[one.target.name]:.3g}"
             for one in made
@@ -397,7 +423,7 @@ class Converter:
         modules = tuple(
             ModuleConvert(
                 one.target.name,
-                tuple(source.name for source in one.target.sources if isinstance(source, AdapterModule)),
+                tuple(one.target.names),
                 one.form.detected.label,
                 one.form.dims.rank,
                 ", ".join(one.change),
@@ -414,7 +440,8 @@ class Converter:
             verified=differences is not None,
             largest_difference=max(found.values()) if found else None,
             nbytes=nbytes,
-            warnings=tuple(w for w in self._adapter.warnings if "left aside" not in w) + self._adapter.notes,
+            warnings=tuple(w for w in self._adapter.warnings if not w.endswith("left aside"))
+            + self._adapter.notes,
             dry_run=self._options.dry_run,
         )
 

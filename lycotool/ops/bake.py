@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -43,6 +43,7 @@ from lycotool.ops._common import (
     saved_dtype,
 )
 from lycotool.ops._render import STALE_METADATA
+from lycotool.ops._strengths import StrengthOptions, Weighted, weigh
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +51,13 @@ if TYPE_CHECKING:
 
 #: The layer, its change, LoHa's two halves and their product, and the rounded result.
 _FLOAT32_COPIES = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BakeOptions(WriteOptions):
+    """What `bake` has beside the common options."""
+
+    strengths: StrengthOptions = field(default_factory=StrengthOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +89,7 @@ class _Edit:
 def bake(
     checkpoint: str,
     adapters: Sequence[AdapterInput],
-    options: WriteOptions,
+    options: BakeOptions,
     *,
     progress: Progress | None = None,
 ) -> BakeResult:
@@ -114,20 +122,26 @@ def bake(
         return fold(store, opened, name, options, command="bake", progress=progress or NoProgress())
 
 
-def open_adapters(
-    adapters: Sequence[AdapterInput], options: WriteOptions, files: ExitStack
-) -> list[tuple[Adapter, float]]:
-    """Open adapters for as long as ``files`` is; each with its strength."""
+def open_adapters(adapters: Sequence[AdapterInput], options: BakeOptions, files: ExitStack) -> list[Weighted]:
+    """Open adapters for as long as ``files`` is; each with its strengths.
+
+    Raises
+    ------
+    LycotoolError
+        If a file cannot be read, is damaged, or block weights do not fit it.
+    """
     opened = []
     for named in adapters:
         store = files.enter_context(open_store(named.path, allow_pickle=options.allow_pickle))
-        opened.append((read_adapter(store, reading=options.reading), named.strength))
+        adapter = read_adapter(store, reading=options.reading)
+        adapter.require_sound()
+        opened.append(weigh(adapter, named, options.strengths))
     return opened
 
 
 def fold(
     store: TensorStore,
-    adapters: Sequence[tuple[Adapter, float]],
+    adapters: Sequence[Weighted],
     output: str,
     options: WriteOptions,
     *,
@@ -135,26 +149,24 @@ def fold(
     progress: Progress,
 ) -> BakeResult:
     """Fold opened adapters into an opened checkpoint; what `bake` and `merge` share."""
-    for adapter, _ in adapters:
-        adapter.require_sound()
-    inputs = [path for source in (store, *(a.store for a, _ in adapters)) for path in source.files]
+    inputs = [path for source in (store, *(a.adapter.store for a in adapters)) for path in source.files]
     target = _prepare(store, output, inputs, options)
     index = LayerIndex(store.shapes)
     edits: dict[str, list[_Edit]] = {}
-    reports = tuple(_match(adapter, strength, index, edits, store) for adapter, strength in adapters)
-    warnings = [warning for a, _ in adapters for warning in a.warnings]
+    reports = tuple(_match(weighted, index, edits, store) for weighted in adapters)
+    warnings = [warning for a in adapters for warning in a.adapter.warnings]
     warnings += store.warnings
     warnings += _check_matches(reports, options.strict)
     if options.strict and warnings:
         raise IncompatibleError("`--strict` makes warnings errors", details=warnings)
-    warnings += [note for a, _ in adapters for note in a.notes]
+    warnings += [note for a in adapters for note in a.adapter.notes]
     _check_editable(store, edits)
 
     plans = {
         key: TensorPlan(saved_dtype(options.dtype, entry.info.dtype), entry.info.shape)
         for key, entry in store.entries.items()
     }
-    recipe = [{"file": Path(a.path).name, "strength": s} for a, s in adapters]
+    recipe = [weighted.recipe for weighted in adapters]
     metadata = {k: v for k, v in store.metadata.items() if k not in STALE_METADATA}
     metadata |= provenance(command, json.dumps({"base": Path(store.path).name, "adapters": recipe}))
     hashed = bool({MODEL_HASH, LEGACY_HASH} & store.metadata.keys())
@@ -164,7 +176,7 @@ def fold(
         tensors=len(plans),
         changed=len(edits),
         nbytes=sum(plan.nbytes for plan in plans.values()),
-        peak_bytes=_FLOAT32_COPIES * 4 * max(store.info(key).numel for key in edits),
+        peak_bytes=_FLOAT32_COPIES * 4 * max((store.info(key).numel for key in edits), default=0),
         adapters=reports,
         warnings=tuple(warnings),
         dry_run=options.dry_run,
@@ -205,7 +217,7 @@ def _prepare(
 
 
 def _match(
-    adapter: Adapter, strength: float, index: LayerIndex, edits: dict[str, list[_Edit]], store: TensorStore
+    weighted: Weighted, index: LayerIndex, edits: dict[str, list[_Edit]], store: TensorStore
 ) -> AdapterReport:
     """Find each module's layer, check that it fits, and note the edits.
 
@@ -214,6 +226,7 @@ def _match(
     IncompatibleError
         Listing every module that does not fit its layer.
     """
+    adapter = weighted.adapter
     unmatched: list[str] = []
     faults: list[LycotoolError] = []
     taken: dict[tuple[str, tuple[int, int] | None], str] = {}
@@ -227,12 +240,13 @@ def _match(
             if (other := taken.setdefault(place, module.name)) != module.name:
                 raise MismatchError(f"changes the same layer as {other}")
             module.detected.check_fits(layer.weight.shape)
-            found = _edits_of(adapter, module, layer, strength)
+            found = _edits_of(adapter, module, layer, weighted.of(module.name))
         except (AmbiguousNameError, MismatchError) as error:
             faults.append(IncompatibleError(str(error), path=adapter.path, key=module.name))
             continue
         for edit in found:
-            edits.setdefault(edit.param.key, []).append(edit)
+            if edit.strength != 0:  # the rest of the tensor is copied byte for byte
+                edits.setdefault(edit.param.key, []).append(edit)
     if len(faults) == 1:
         raise faults[0]
     if faults:
@@ -243,7 +257,7 @@ def _match(
         )
     return AdapterReport(
         path=adapter.path,
-        strength=strength,
+        strength=weighted.strength,
         modules=len(adapter.modules),
         matched=len(adapter.modules) - len(unmatched),
         unmatched=tuple(unmatched),

@@ -18,7 +18,6 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lycotool.errors import IncompatibleError, RefusedError, UsageError
@@ -32,10 +31,8 @@ from lycotool.ops._common import (
     AdapterReport,
     NoProgress,
     Progress,
-    WriteOptions,
     as_bytes,
     check_suffix,
-    count_labels,
     default_name,
     provenance,
 )
@@ -46,14 +43,15 @@ from lycotool.ops._render import (
     network_arguments,
     without_alpha,
 )
-from lycotool.ops.bake import BakeResult, fold, open_adapters
+from lycotool.ops._strengths import StrengthOptions, Weighted, weigh
+from lycotool.ops.bake import BakeOptions, BakeResult, fold, open_adapters
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MergeOptions(WriteOptions):
+class MergeOptions(BakeOptions):
     """What `merge` has beside the common options.
 
     ``rebuild`` overrides the registry's rules. ``base`` is a checkpoint for algorithms whose
@@ -101,13 +99,18 @@ def merge(
         opened = open_adapters(adapters, options, files)
         into_adapter = is_adapter(store)
         if into_adapter:
-            opened.insert(0, (read_adapter(store, reading=options.reading), base.strength))
-        elif base.strength != 1.0:
-            raise UsageError("a checkpoint takes no strength", path=base.path)
-        for adapter, _ in opened:
+            adapter = read_adapter(store, reading=options.reading)
             adapter.require_sound()
+            opened.insert(0, weigh(adapter, base, options.strengths))
+        elif base != AdapterInput(base.path):
+            raise UsageError("a checkpoint takes no strength", path=base.path)
+        if not adapters and (not into_adapter or _is_idle(base, options)):
+            raise UsageError(
+                "there is nothing to merge", hint="name an adapter, or weigh this one's blocks with `--lbw`"
+            )
+        for weighted in opened:
             if not options.rebuild:
-                _obey_rules(adapter)
+                _obey_rules(weighted.adapter)
         ending = "" if store.kind == "diffusers" else ".safetensors"
         name = options.output or default_name([base.path, *(a.path for a in adapters)], ending)
         if not into_adapter:
@@ -116,6 +119,11 @@ def merge(
         if options.base is not None:
             base_store = files.enter_context(open_store(options.base, allow_pickle=options.allow_pickle))
         return _merge_adapters(opened, base_store, name, options, progress)
+
+
+def _is_idle(base: AdapterInput, options: MergeOptions) -> bool:
+    """Whether an adapter alone would come out as it went in."""
+    return base == AdapterInput(base.path) and options.strengths == StrengthOptions()
 
 
 def _obey_rules(adapter: Adapter) -> None:
@@ -146,33 +154,33 @@ def _obey_rules(adapter: Adapter) -> None:
 
 
 def _merge_adapters(
-    adapters: Sequence[tuple[Adapter, float]],
+    adapters: Sequence[Weighted],
     base_store: TensorStore | None,
     output: str,
     options: MergeOptions,
     progress: Progress,
 ) -> AdapterMergeResult:
     check_suffix(output)
-    sources = [*(a.store for a, _ in adapters), *([base_store] if base_store else [])]
+    sources = [*(a.adapter.store for a in adapters), *([base_store] if base_store else [])]
     inputs = [path for source in sources for path in source.files]
     target = (
         None
         if output == "-" and options.dry_run
         else prepare_output(output, inputs=inputs, force=options.force)
     )
-    warnings = [warning for adapter, _ in adapters for warning in adapter.warnings]
+    warnings = [warning for a in adapters for warning in a.adapter.warnings]
     if options.strict and warnings:
         raise IncompatibleError("`--strict` makes warnings errors", details=warnings)
-    warnings += [note for adapter, _ in adapters for note in adapter.notes]
+    warnings += [note for a in adapters for note in a.adapter.notes]
 
     groups = _group(adapters)
     merger = Merger(options, base_store)
     merger.check(groups)
-    style = NamingStyle(adapters[0][0].modules)
-    spelling = adapters[0][0].keys.spelling
+    style = NamingStyle(adapters[0].adapter.modules)
+    spelling = adapters[0].adapter.keys.spelling
     tensors: dict[str, Tensor] = {}
     merged: list[Merged] = []
-    progress.start("merge", sum(a.store.nbytes for a, _ in adapters))
+    progress.start("merge", sum(a.adapter.store.nbytes for a in adapters))
     for place, parts in groups.items():
         result = merger.merge(place, parts)
         merged.append(result)
@@ -186,9 +194,9 @@ def _merge_adapters(
                 raise IncompatibleError("two layers of the inputs would get this name", path=output, key=key)
             tensors[key] = tensor
         progress.advance(sum(p.adapter.store.info(k).nbytes for p in parts for k in p.module.keys.values()))
-    for adapter, _ in adapters:
-        for key in adapter.keys.embeddings:
-            tensors.setdefault(key, adapter.store.tensor(key))
+    for weighted in adapters:
+        for key in weighted.adapter.keys.embeddings:
+            tensors.setdefault(key, weighted.adapter.store.tensor(key))
 
     plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
     plan = FilePlan(plans, _metadata(adapters, merged, options), hashed=True)
@@ -203,15 +211,13 @@ def _merge_adapters(
         algorithms=labels,
         tensors=len(plans),
         nbytes=plan.nbytes,
-        adapters=tuple(
-            AdapterReport(a.path, w, len(a.modules), len(a.modules), (), count_labels(a)) for a, w in adapters
-        ),
+        adapters=tuple(weighted.report for weighted in adapters),
         warnings=(*warnings, *merger.warnings),
         dry_run=options.dry_run,
     )
 
 
-def _group(adapters: Sequence[tuple[Adapter, float]]) -> dict[tuple[str, str], list[Part]]:
+def _group(adapters: Sequence[Weighted]) -> dict[tuple[str, str], list[Part]]:
     """Modules by the layer they change, in the adapters' order.
 
     Raises
@@ -219,10 +225,14 @@ def _group(adapters: Sequence[tuple[Adapter, float]]) -> dict[tuple[str, str], l
     IncompatibleError
         If one adapter names a layer twice.
     """
-    known = [place for adapter, _ in adapters for place in places(adapter.modules, ()).values()]
+    known = [place for a in adapters for place in places(a.adapter.modules, ()).values()]
     groups: dict[tuple[str, str], list[Part]] = {}
-    for adapter, weight in adapters:
+    for weighted in adapters:
+        adapter = weighted.adapter
         for name, place in places(adapter.modules, known).items():
+            weight = weighted.of(name)
+            if weight == 0 and weighted.strength != 0:
+                continue  # a block that is left out
             parts = groups.setdefault(place, [])
             if any(part.adapter is adapter for part in parts):
                 raise IncompatibleError(
@@ -233,14 +243,14 @@ def _group(adapters: Sequence[tuple[Adapter, float]]) -> dict[tuple[str, str], l
 
 
 def _metadata(
-    adapters: Sequence[tuple[Adapter, float]], merged: Sequence[Merged], options: MergeOptions
+    adapters: Sequence[Weighted], merged: Sequence[Merged], options: MergeOptions
 ) -> dict[str, str]:
     """The first adapter's metadata (or all, or none), true for the result."""
     metadata: dict[str, str] = {}
     if options.metadata != "none":
         chosen = adapters if options.metadata == "union" else adapters[:1]
-        for adapter, _ in chosen:
-            metadata = {**adapter.store.metadata, **metadata}
+        for weighted in chosen:
+            metadata = {**weighted.adapter.store.metadata, **metadata}
         metadata = {key: value for key, value in metadata.items() if key not in STALE_METADATA}
     ranks = {result.rank for result in merged if result.rank is not None}
     labels = {result.label.split(" ")[0] for result in merged}
@@ -248,5 +258,5 @@ def _metadata(
         metadata["ss_network_dim"] = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
         metadata["ss_network_alpha"] = metadata["ss_network_dim"]
     metadata |= network_arguments(metadata, labels)
-    recipe = [{"file": Path(a.path).name, "strength": w} for a, w in adapters]
+    recipe = [weighted.recipe for weighted in adapters]
     return metadata | provenance("merge", json.dumps({"adapters": recipe, "rebuild": options.rebuild}))

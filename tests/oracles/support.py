@@ -16,8 +16,7 @@ from lycotool.algorithms.base import DEFAULT_READING, Bound, Reading
 from lycotool.algorithms.detection import Detected, bias_change, detect, weight_change
 from lycotool.formats.keys import parse_keys
 from lycotool.ops._adapter import AdapterInput
-from lycotool.ops._common import WriteOptions
-from lycotool.ops.bake import BakeResult
+from lycotool.ops.bake import BakeOptions, BakeResult
 from lycotool.ops.bake import bake as run_bake
 
 EPS32 = torch.finfo(torch.float32).eps
@@ -134,7 +133,7 @@ def bake(
 ) -> BakeResult:
     """Run `bake` on the CPU; a warning or an unmatched module is an error."""
     weighted = {adapters: strength} if isinstance(adapters, Path) else adapters
-    options = WriteOptions(output=str(output), device="cpu", strict=True)
+    options = BakeOptions(output=str(output), device="cpu", strict=True)
     return run_bake(str(checkpoint), [AdapterInput(str(path), s) for path, s in weighted.items()], options)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lycotool.errors import IncompatibleError
 from lycotool.ops._adapter import AdapterInput
-from lycotool.ops._common import WriteOptions
+from lycotool.ops.bake import BakeOptions
 from lycotool.ops.bake import bake as run_bake
 from oracles.support import assert_near, bake, effective, randomise, randomise_base
 
@@ -215,6 +215,6 @@ def test_kasa_is_refused(tmp_path: Path) -> None:
     randomise(model, seed=6, std=0.3, marks=("lora_",))
     model.save_pretrained(tmp_path / "adapter")
     save_file(build().state_dict(), tmp_path / "base.safetensors")
-    options = WriteOptions(output=str(tmp_path / "baked.safetensors"), device="cpu")  # not strict
+    options = BakeOptions(output=str(tmp_path / "baked.safetensors"), device="cpu")  # not strict
     with pytest.raises(IncompatibleError):
         run_bake(str(tmp_path / "base.safetensors"), [AdapterInput(str(tmp_path / "adapter"))], options)
