@@ -68,6 +68,8 @@ class Dialect:
         Whether they understand a CP core.
     sparse
         Whether they understand LyCORIS' sparse remainder.
+    unread
+        Slots that its readers ignore or fail on, whatever the algorithm.
     dora_axes
         Axes of DoRA they understand.
     dora_slot
@@ -101,6 +103,7 @@ class Dialect:
     algorithms: frozenset[str]
     use_conv_cp: bool = False
     sparse: bool = False
+    unread: frozenset[str] = frozenset()
     dora_axes: frozenset[str] = frozenset()
     dora_slot: str = "dora_scale"
     bias_slot: str | None = None
@@ -238,6 +241,7 @@ DIALECTS: Mapping[str, Dialect] = {
             alpha="stored",
             algorithms=_EVERYTHING - {"ia3", "tlora"},
             use_conv_cp=True,
+            unread=frozenset({"oft_diag", "rescale"}),
             dora_axes=_BOTH_AXES,
             bias_slot="diff_b",
         ),
@@ -304,6 +308,7 @@ DIALECTS: Mapping[str, Dialect] = {
             suffixes={},
             alpha="stored",
             algorithms=frozenset({"diag-oft"}),
+            unread=frozenset({"oft_diag", "rescale"}),
             unknown_modules=_OUTSIDE_BLOCKS,
             network_module="networks.oft",
         ),

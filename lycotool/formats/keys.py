@@ -31,6 +31,11 @@ ALIASES: Mapping[str, tuple[str, Spelling]] = {
     "lora.up.weight": ("lora_up.weight", "diffusers legacy"),
     "lora_linear_layer.down.weight": ("lora_down.weight", "diffusers legacy"),
     "lora_linear_layer.up.weight": ("lora_up.weight", "diffusers legacy"),
+    "___.layer.W_down": ("lora_down.weight", "hcp"),
+    "___.layer.W_up": ("lora_up.weight", "hcp"),
+    "___.layer.lora_down.weight": ("lora_down.weight", "hcp"),
+    "___.layer.lora_up.weight": ("lora_up.weight", "hcp"),
+    "___.alpha": ("alpha", "hcp"),
 }
 
 #: How each spelling writes the slots of LoRA; the rest is canonical everywhere.
@@ -52,16 +57,6 @@ SPELLED: Mapping[Spelling, Mapping[str, str]] = {
 #: diffusers before 0.22: ``attn1.processor.to_q_lora.down.weight``; text encoders alike.
 _ATTENTION_PROCESSOR = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.weight")
 
-#: HCP-Diffusion puts this between a layer and its adapter; the older names have no ``W_``.
-_HCP_INFIX = ".___."
-_HCP_SLOTS: Mapping[str, str] = {
-    "layer.W_down": "lora_down.weight",
-    "layer.W_up": "lora_up.weight",
-    "layer.lora_down.weight": "lora_down.weight",
-    "layer.lora_up.weight": "lora_up.weight",
-    "alpha": "alpha",
-}
-
 #: XLabs' Flux processors; in double blocks 1 is the image's attention and 2 the text's. The
 #: single blocks' ``qkv`` are the first rows of ``linear1``, and their ``proj`` is ``linear2``.
 _XLABS = re.compile(r"((?:double|single)_blocks\.\d+)\.processor\.(qkv|proj)_lora([12]?)\.(down|up)\.weight")
@@ -77,7 +72,7 @@ _EMBEDDING_PREFIX = "bundle_emb."
 #: Slots that say nothing alone: (IA)³'s `weight` is also every checkpoint's.
 _NEEDS = {"weight": "on_input"}
 
-_MAX_SUFFIX_PARTS = 3
+_MAX_SUFFIX_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +158,6 @@ def _split(
     if (match := _XLABS.fullmatch(key)) is not None:
         block, projection, stream, side = match.groups()
         return f"{block}.{_XLABS_MODULES[projection, stream]}", f"lora_{side}.weight", "xlabs"
-    owner, infix, suffix = key.partition(_HCP_INFIX)
-    if infix and suffix in _HCP_SLOTS:
-        return owner, _HCP_SLOTS[suffix], None if suffix == "alpha" else "hcp"
     parts = key.split(".")
     for count in range(min(_MAX_SUFFIX_PARTS, len(parts) - 1), 0, -1):
         module, suffix = ".".join(parts[:-count]), ".".join(parts[-count:])

@@ -149,6 +149,8 @@ def read_form(adapter: Adapter, module: AdapterModule) -> Form:
         for slot, key in module.keys.items()
         if slot != "alpha" and slot not in unused
     }
+    if adapter.reading.loha_cp_shared_core and "hada_t2" in slots:
+        slots["hada_t2"] = slots["hada_t1"]
     alpha = adapter.store.tensor(module.keys["alpha"]) if "alpha" in module.keys else None
     kernel = kernel_of(split_name(module.name).place, [module])
     columns = outline(module)[1]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from lycotool.errors import IncompatibleError
 from lycotool.formats.dialects import Dialect
@@ -16,10 +17,18 @@ from lycotool.ops._convert_forms import Form
 from lycotool.ops._convert_render import Rendered
 from lycotool.ops._render import STALE_METADATA
 
+_T = TypeVar("_T")
+
 #: What LyCORIS calls a registry algorithm in its arguments, where the names differ.
 _LYCORIS_NAMES = {"lora": "locon", "norm": "full"}
 
+#: What only sd-scripts and LyCORIS write, about ranks and scales that dialects change.
+_NETWORK_METADATA = frozenset({
+    "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args"
+})  # fmt: skip
+
 _PEFT_PREFIX = "base_model.model."
+_PEFT_KINDS = {"loha": "LOHA", "lokr": "LOKR"}
 
 
 def metadata_for(
@@ -39,7 +48,7 @@ def metadata_for(
     recipe = {"file": Path(adapter.path).name, "to": dialect.name}
     kept |= provenance("convert", json.dumps(recipe))
     if not dialect.network_module:
-        return kept
+        return {key: value for key, value in kept.items() if key not in _NETWORK_METADATA}
     linear = [r for form, r in made if r.rank is not None and not _is_convolution(form)]
     convs = [r for form, r in made if r.rank is not None and _is_convolution(form)]
     kept["ss_network_module"] = _network_module(dialect, families[0])
@@ -71,7 +80,7 @@ def _network_module(dialect: Dialect, family: Family) -> str:
     """sd-scripts has a module of its own for some families."""
     if dialect.network_module != "networks.lora":
         return dialect.network_module
-    ending = {"Flux.1": "_flux", "Chroma": "_flux", "SD 3": "_sd3", "Lumina 2": "_lumina", "Wan 2": "_wan"}
+    ending = {"Flux.1": "_flux", "Chroma": "_flux", "SD 3": "_sd3", "Lumina 2": "_lumina", "Wan": "_wan"}
     return dialect.network_module + ending.get(family.name, "")
 
 
@@ -101,7 +110,7 @@ def peft_config(made: Sequence[tuple[str, Form, Rendered]], adapter: Adapter) ->
     IncompatibleError
         If the modules are of more than one kind: a configuration has one for all.
     """
-    kinds = {("LOHA" if "hada_w1_a" in form.slots else "LORA") for _, form, _ in made}
+    kinds = {_PEFT_KINDS.get(form.detected.algorithm.name, "LORA") for _, form, _ in made}
     with_dora = sum(form.detected.dora_slot is not None for _, form, _ in made)
     if len(kinds) > 1 or with_dora not in (0, len(made)):
         found = Counter(form.detected.label for _, form, _ in made)
@@ -115,7 +124,10 @@ def peft_config(made: Sequence[tuple[str, Form, Rendered]], adapter: Adapter) ->
     paths = [name.removeprefix(_PEFT_PREFIX) for name, _, _ in made]
     ranks = {path: r.rank for path, (_, _, r) in zip(paths, made, strict=True) if r.rank is not None}
     alphas = {path: r.alpha for path, (_, _, r) in zip(paths, made, strict=True) if r.alpha is not None}
-    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    rank = _commonest(ranks.values(), 1)
+    # PEFT scales a LoKr of two whole factors too, which has no rank; its scale is 1.
+    alphas = {path: alphas.get(path, float(rank)) for path in paths}
+    alpha = _commonest(alphas.values(), 1.0)
     config: dict[str, object] = {
         "peft_type": kind,
         "task_type": None,
@@ -123,10 +135,21 @@ def peft_config(made: Sequence[tuple[str, Form, Rendered]], adapter: Adapter) ->
         "inference_mode": True,
         "r": rank,
         "lora_alpha" if kind == "LORA" else "alpha": alpha,
-        "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
-        "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
+        "rank_pattern": {_pattern(p, paths): value for p, value in ranks.items() if value != rank},
+        "alpha_pattern": {_pattern(p, paths): value for p, value in alphas.items() if value != alpha},
         "target_modules": paths,
     }
     if kind == "LORA":
         config |= {"use_dora": bool(with_dora), "use_rslora": False, "bias": "none", "fan_in_fan_out": False}
+    if kind == "LOKR":
+        config["decompose_both"] = any("lokr_w1_a" in form.slots for _, form, _ in made)
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+def _commonest(values: Iterable[_T], default: _T) -> _T:
+    return max(Counter(values).items(), key=lambda item: item[1], default=(default, 0))[0]
+
+
+def _pattern(path: str, paths: Iterable[str]) -> str:
+    """PEFT matches a pattern with the end of a path; of a path that is another's end, with all of it."""
+    return f"^{path}" if any(other.endswith(f".{path}") for other in paths) else path

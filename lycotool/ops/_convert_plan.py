@@ -236,6 +236,10 @@ def obstacle(dialect: Dialect, detected: Detected, slots: Iterable[str]) -> str 
     present = set(slots)
     if detected.algorithm.name not in dialect.algorithms:
         return f"{dialect.name} has no {detected.algorithm.name}"
+    if lost := sorted(present & dialect.unread):
+        return f"readers of {dialect.name} ignore {', '.join(lost)}"
+    if detected.dora_slot and dialect.dora_slot != "dora_scale" and "lora_up.weight" not in present:
+        return f"{dialect.name} has no DoRA over {detected.algorithm.name}"
     if detected.dora_axis is not None and detected.dora_axis not in dialect.dora_axes:
         return f"{dialect.name} has no DoRA" + (
             f" over the {detected.dora_axis} axis" if dialect.dora_axes else ""

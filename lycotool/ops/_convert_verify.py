@@ -93,12 +93,12 @@ def _with_equal_downs(claim: Claim, read: Form) -> tuple[float, float] | None:
     downs = [form.slots["lora_down.weight"].flatten(1) for form in forms]
     if downs[0].shape != downs[1].shape or not torch.equal(downs[0], downs[1].to(downs[0].dtype)):
         return None
-    one, two = (form.slots["lora_up.weight"].flatten(1).float() * form.scale for form in forms)
+    one, two = (form.slots["lora_up.weight"].flatten(1).to(read.computing) * form.scale for form in forms)
     one = one if claim.read_rows is None else one[claim.read_rows]
     two = two if claim.written_rows is None else two[claim.written_rows]
     if not bool((one - two).any()):
-        return 0.0, 1.0  # any norm: nothing is lost of it
-    down = downs[0].float()
+        return 0.0, 0.0  # nothing is lost of it; its norm shall not hide what another claim lost
+    down = downs[0].to(read.computing)
     inner = down @ down.T
     lost, norm = (max(0.0, float(((up.T @ up) * inner).sum())) for up in (one - two, one))
     return lost, norm
@@ -151,6 +151,8 @@ def _base_for(form: Form, base: Tensor | None) -> Tensor:
     shape = form.shape or (rows or _ANY_SIZE, columns or _ANY_SIZE)
     if form.shape is None and rows is not None and columns is None:
         shape = (rows, _ANY_SIZE)
+    if "on_input" in form.slots:
+        shape = (form.slots["weight"].numel(),) * 2
     generator = torch.Generator().manual_seed(0)
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 

@@ -287,7 +287,8 @@ def _check_matches(reports: Sequence[AdapterReport], strict: bool) -> list[str]:
                 f"0 of {report.modules} modules match a layer of the checkpoint",
                 path=report.path,
                 details=listed(report.unmatched),
-                hint="is the adapter for another model? `lycotool inspect` shows what it was made for",
+                hint="is the adapter for another model, or named for another program? `lycotool inspect` says, "
+                "`lycotool convert` renames",
             )
         if report.unmatched:
             message = f"{len(report.unmatched)} of {report.modules} modules match no layer"

@@ -10,13 +10,14 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lycotool.models.families import FAMILIES
@@ -57,7 +58,11 @@ _TEXT_PATHS = {
     "model": ("layers.3.self_attn.k_proj", "layers.0.mlp.gate_proj"),
 }
 
-_PEFT = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight", "lora_up.bias": "lora_B.bias"}
+_PEFT = {
+    "lora_down.weight": "lora_A.weight",
+    "lora_up.weight": "lora_B.weight",
+    "lora_up.bias": "lora_B.bias",
+}
 
 
 @dataclass(frozen=True)
@@ -283,9 +288,7 @@ LINEAR_FORMS = ("tlora",)
 _BLOCK, _LOKR_ROWS, _LOKR_COLUMNS, _NONZERO = 4, 4, 5, 6
 
 
-def module(
-    form: str, shape: Shape, *, rank: int = 3, alpha: float | None = 1.5, seed: object = 0
-) -> Tensors:
+def module(form: str, shape: Shape, *, rank: int = 3, alpha: float | None = 1.5, seed: object = 0) -> Tensors:
     """The slots of one module for a layer of this shape, float32."""
     rows, columns, *kernel = shape
     volume = math.prod(kernel)
@@ -340,7 +343,9 @@ def weight_change(slots: Mapping[str, Tensor], scale: float, base: Tensor) -> Te
             others = [dim for dim in range(base.ndim) if dim != axis]
             v = base + change
             norm = v.square().sum(others, keepdim=True).sqrt()
-            change = magnitude.reshape([-1 if dim == axis else 1 for dim in range(base.ndim)]) * v / norm - base
+            change = (
+                magnitude.reshape([-1 if dim == axis else 1 for dim in range(base.ndim)]) * v / norm - base
+            )
     return change.flatten(1)
 
 
@@ -398,7 +403,9 @@ def _lokr(slots: Tensors, flat: Tensors) -> Tensor:
     if "lokr_w2" in slots:
         second = flat["lokr_w2"]
     elif "lokr_t2" in slots:
-        second = torch.einsum("pq..., pb, qd -> bd...", slots["lokr_t2"], flat["lokr_w2_a"], flat["lokr_w2_b"])
+        second = torch.einsum(
+            "pq..., pb, qd -> bd...", slots["lokr_t2"], flat["lokr_w2_a"], flat["lokr_w2_b"]
+        )
     else:
         second = flat["lokr_w2_a"] @ flat["lokr_w2_b"]
     return torch.from_numpy(np.kron(first.numpy(), second.flatten(1).numpy()))
@@ -483,20 +490,23 @@ _SLOTS = {slot for form in _FORMS.values() for slot in form}
 
 def slots_in(file: Contents, dialect: str, name: str) -> dict[str, str]:
     """The slots that a file has of a module, and their keys."""
-    keys = {slot: key_of(dialect, name, slot) for slot in _SLOTS}
+    magnitude = MANNERS[dialect].magnitude
+    keys = {magnitude if slot == "dora_scale" else slot: key_of(dialect, name, slot) for slot in _SLOTS}
     return {slot: key for slot, key in keys.items() if key in file.tensors}
 
 
 def scale_of(file: Contents, dialect: str, name: str, slots: Mapping[str, Tensor]) -> float:
-    """``c`` of a module as the readers of its dialect take it."""
+    """``c`` of a module as its trainers take it: twice in the old layout of GLoRA."""
     rank, kind = rank_of(slots), MANNERS[dialect].scale
     if kind == "config":
         return _peft_scale(file.config, name.removeprefix("base_model.model."))
     if rank is None:
         return 1.0
-    if kind == "alpha alone":
-        return float(slots["alpha"]) if "alpha" in slots else 1.0
-    return float(slots["alpha"]) / rank if "alpha" in slots else 1.0
+    if "alpha" not in slots:
+        return 1.0
+    scale = float(slots["alpha"]) / (1 if kind == "alpha alone" else rank)
+    is_old_glora = "b1.weight" in slots and slots["b1.weight"].shape[0] == rank
+    return scale**2 if is_old_glora else scale
 
 
 def _peft_scale(config: Mapping[str, object], path: str) -> float:
@@ -554,30 +564,45 @@ def effects(path: Path, dialect: str, known: Iterable[Layer]) -> dict[str, Effec
     return found
 
 
-def adapter(
-    dialect: str, chosen: Mapping[Layer, str], *, dtype: torch.dtype = torch.float32, **options: object
+def tensors_of(
+    dialect: str,
+    chosen: Mapping[Layer, str],
+    *,
+    rank: int = 3,
+    alpha: float | None = 1.5,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> Tensors:
-    """A file of a dialect with one form on every module of each layer.
+    """The tensors of an adapter in a dialect, with one form on every module of each layer.
 
-    The slots of LoRAs are spelled as the dialect does; so is their scale, which needs
-    ``alpha=None`` where a dialect has none.
+    ``alpha`` is left out where the dialect has none; ``c`` is 1 then, or what the folder's
+    configuration says.
     """
+    manner = MANNERS[dialect]
     tensors: Tensors = {}
     for layer, form in chosen.items():
         for name, rows in layer.modules(dialect):
+            has_alpha = manner.scale in ("alpha", "alpha alone") or not form.startswith("lora")
+            stored = alpha if has_alpha and manner.scale != "config" else None
             shape = (len(rows), *layer.shape[1:])
-            slots = module(form, shape, seed=name, **options)  # type: ignore[arg-type]
-            for slot, tensor in slots.items():
-                stored = tensor.to(dtype) if tensor.is_floating_point() else tensor
-                tensors[key_of(dialect, name, slot)] = stored
+            for slot, tensor in module(form, shape, rank=rank, alpha=stored, seed=(name, seed)).items():
+                value = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                if slot == "dora_scale" and manner.magnitude != slot:
+                    conv = layer.shape[2:] and manner.magnitude == "lora_magnitude_vector"
+                    value = value.reshape(1, -1, *[1] * len(layer.shape[2:])) if conv else value.flatten()
+                tensors[key_of(dialect, name, slot)] = value
     return tensors
 
 
-def with_kernel(layer: Layer, kernel: Shape) -> Layer:
-    """The same layer with another kernel."""
-    return replace(layer, shape=(*layer.shape[:2], *kernel))
-
-
-def walk(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
-    """Keys and tensors in one order."""
-    yield from sorted(tensors.items())
+def save(
+    path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None, config: object = None
+) -> Path:
+    """Write a file, or with a configuration a PEFT folder."""
+    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    if config is None:
+        save_file(whole, path, dict(metadata or {}) or None)
+        return path
+    path.mkdir()
+    save_file(whole, path / "adapter_model.safetensors", dict(metadata or {}) or None)
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    return path

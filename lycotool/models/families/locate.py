@@ -94,6 +94,9 @@ def guess_families(
     if not found:
         found = _by_text_encoders([*parts], claimed)
     if len(found) > 1:
+        comfy = [name for name in parts if name.startswith("text_encoders.")]
+        found = [short for short in found if _has_encoders_of(FAMILIES[short], comfy)] or found
+    if len(found) > 1:
         widths = {
             input_widths[name]
             for name, part in parts.items()
@@ -101,6 +104,11 @@ def guess_families(
         }
         found = [short for short in found if _TEXT_WIDTHS.get(short) in widths] or found
     return [short for short in claimed if short in found] or found
+
+
+def _has_encoders_of(family: Family, names: list[str]) -> bool:
+    """Whether it has the text encoders of these names in ComfyUI."""
+    return all(name.startswith(tuple(e.comfy for e in family.text_encoders.values())) for name in names)
 
 
 def _by_text_encoders(names: list[str], claimed: list[str]) -> list[str]:
