@@ -10,12 +10,11 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lycotool.errors import BadInputError, UnsafeError
-from lycotool.io.dtypes import from_torch, has_name
-from lycotool.io.header import TensorInfo
+from lycotool.io.dtypes import has_name
+from lycotool.io.memory import MemoryFile
 from lycotool.lazy import torch
 
 
@@ -26,7 +25,7 @@ def is_pickle(path: Path) -> bool:
     return start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05")
 
 
-class PickleFile:
+class PickleFile(MemoryFile):
     """The tensors of a PyTorch pickle, held in memory.
 
     Raises
@@ -38,29 +37,7 @@ class PickleFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.metadata: Mapping[str, str] = {}
-        self._tensors = _load(path)
-        self.tensors: Mapping[str, TensorInfo] = {
-            name: TensorInfo(from_torch(t.dtype), tuple(t.shape), 0, t.numel() * t.element_size())
-            for name, t in self._tensors.items()
-        }
-
-    def _bytes(self, name: str) -> memoryview:
-        flat = self._tensors[name].contiguous().reshape(-1)
-        return flat.view(torch.uint8).numpy().data
-
-    def read_into(self, name: str, buffer: memoryview) -> None:
-        """Fill ``buffer`` with the tensor's bytes."""
-        buffer[:] = self._bytes(name)
-
-    def close(self) -> None:
-        """Nothing is open: the tensors are in memory."""
-
-    def chunks(self, name: str) -> Iterator[memoryview]:
-        """Yield the tensor's bytes."""
-        if self.tensors[name].nbytes:
-            yield self._bytes(name)
+        super().__init__(path, _load(path), {})
 
 
 def _globals(path: Path) -> list[str]:

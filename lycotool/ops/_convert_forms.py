@@ -168,7 +168,10 @@ def rows_of(form: Form, index: Tensor) -> Form | None:
     slots = take_rows(form.detected, form.bound(), index)
     if slots is None:
         return None
-    return _without_empty_ranks(form.with_slots(slots, form.scale))
+    taken = form.with_slots(slots, form.scale)
+    if form.dims.rank is None:  # alpha is no scale then but the bound of a rotation, or is not read
+        return replace(taken, alpha=form.alpha, dims=form.dims)
+    return _without_empty_ranks(taken)
 
 
 def _without_empty_ranks(form: Form) -> Form:

@@ -125,13 +125,7 @@ class Converter:
         target = self._prepare(output)
         self._faults |= plan.faults | self._left_over()
         self._progress.start("convert", self._adapter.store.nbytes)
-        made = [one for target in plan.targets if (one := self._make(target)) is not None]
-        made = [one for one in made if not self._faults.keys() & set(one.target.names)]
-        self._refuse_faults(made)
-        for one in made:
-            one.rendered = render(
-                one.form, one.target.name, self._dialect, dtype=self._options.dtype, path=self._adapter.path
-            )
+        made = self._all(plan)
         tensors = self._tensors(made)
         config = None
         if self._dialect.is_folder:
@@ -150,6 +144,27 @@ class Converter:
         if not self._options.dry_run:
             differences = self._write(target, file, tensors, config, made)
         return self._result(output, made, file.nbytes, differences)
+
+    def tensors(self, plan: Plan) -> dict[str, Tensor]:
+        """The modules' tensors by key, nothing written.
+
+        Raises
+        ------
+        IncompatibleError
+            If modules cannot be represented, naming each.
+        """
+        self._faults |= plan.faults
+        return self._tensors(self._all(plan))
+
+    def _all(self, plan: Plan) -> list[_Made]:
+        made = [one for target in plan.targets if (one := self._make(target)) is not None]
+        made = [one for one in made if not self._faults.keys() & set(one.target.names)]
+        self._refuse_faults(made)
+        for one in made:
+            one.rendered = render(
+                one.form, one.target.name, self._dialect, dtype=self._options.dtype, path=self._adapter.path
+            )
+        return made
 
     # --- what cannot be ------------------------------------------------------------------
 

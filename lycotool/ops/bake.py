@@ -27,6 +27,7 @@ from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
 from lycotool.lazy import torch
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex, Param
 from lycotool.ops._adapter import Adapter, AdapterInput, AdapterModule, is_adapter, read_adapter
+from lycotool.ops._align import aligned
 from lycotool.ops._common import (
     AdapterReport,
     NoProgress,
@@ -117,13 +118,23 @@ def bake(
                 path=checkpoint,
                 hint="`lycotool merge` adds adapters to an adapter",
             )
-        opened = open_adapters(adapters, options, files)
+        opened = open_adapters(adapters, options, files, store)
         name = options.output or default_name([checkpoint], "-baked" + _ending(store))
         return fold(store, opened, name, options, command="bake", progress=progress or NoProgress())
 
 
-def open_adapters(adapters: Sequence[AdapterInput], options: BakeOptions, files: ExitStack) -> list[Weighted]:
+def open_adapters(
+    adapters: Sequence[AdapterInput],
+    options: BakeOptions,
+    files: ExitStack,
+    checkpoint: TensorStore | None = None,
+) -> list[Weighted]:
     """Open adapters for as long as ``files`` is; each with its strengths.
+
+    Parameters
+    ----------
+    checkpoint
+        What they are folded into, whose naming they are brought into.
 
     Raises
     ------
@@ -135,6 +146,8 @@ def open_adapters(adapters: Sequence[AdapterInput], options: BakeOptions, files:
         store = files.enter_context(open_store(named.path, allow_pickle=options.allow_pickle))
         adapter = read_adapter(store, reading=options.reading)
         adapter.require_sound()
+        if checkpoint is not None:
+            adapter = aligned(adapter, checkpoint)
         opened.append(weigh(adapter, named, options.strengths))
     return opened
 

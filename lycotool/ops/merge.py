@@ -96,8 +96,8 @@ def merge(
     progress = progress or NoProgress()
     with ExitStack() as files:
         store = files.enter_context(open_store(base.path, allow_pickle=options.allow_pickle))
-        opened = open_adapters(adapters, options, files)
         into_adapter = is_adapter(store)
+        opened = open_adapters(adapters, options, files, None if into_adapter else store)
         if into_adapter:
             adapter = read_adapter(store, reading=options.reading)
             adapter.require_sound()

@@ -326,7 +326,7 @@ HOLDS: Mapping[str, set[str]] = {
     "comfyui": set(FORMS)
     - {"lora + sparse", "ia3 (out)", "ia3 (in)", "tlora", "diag-oft (rescale)", "diag-oft (old)"},
     "onetrainer": LORA_FORMS | DORA_FORMS | {"lora + dora (in)", "loha", "loha + dora (out)"},
-    "ai-toolkit": LORA_FORMS | DORA_FORMS | LOKR_FORMS | {"full"},
+    "ai-toolkit": LORA_FORMS | DORA_FORMS | LOKR_FORMS | {"full", "full + bias"},
     "bfl": LORA_FORMS | {"lora + bias", "lora + up bias"},
     "hcp": LORA_FORMS,
     "kohya-oft": {"diag-oft", "diag-oft (bound)"},
