@@ -23,6 +23,10 @@ def show_bake(out: Output, result: BakeResult) -> None:
         f"{_verb(result.dry_run)} {human_bytes(result.nbytes)}: {result.changed} of {result.tensors} tensors "
         f"changed; needs about {human_bytes(result.peak_bytes)} beside the files"
     )
+    if result.reconstruction_error is not None:
+        out.note(
+            f"every weight is within {result.reconstruction_error:.2g} of what it was before it was baked"
+        )
     finish(out, dataclasses.asdict(result), [result.output], dry_run=result.dry_run)
 
 

@@ -32,6 +32,12 @@ def bake(
     output: opt.OutputOption = None,
     force: opt.ForceOption = False,
     dtype: opt.DtypeOption = "keep",
+    unbake: Annotated[
+        bool,
+        typer.Option(
+            "--unbake", help="Take the adapters out again, and say how exactly.", rich_help_panel="Computing"
+        ),
+    ] = False,
     te: opt.TeOption = 1.0,
     unet: opt.UnetOption = 1.0,
     lbw: opt.LbwOption = None,
@@ -66,6 +72,7 @@ def bake(
         dry_run=dry_run,
         allow_pickle=allow_pickle,
         reading=opt.reading(alpha_zero, dora_strength, dylora_block_size, legacy_loha_cp, glora_old_scale),
+        unbake=unbake,
         strengths=opt.strengths(te, unet, lbw, lbw_rule),
     )
     with out.progress() as bar:

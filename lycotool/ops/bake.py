@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,13 +18,14 @@ from lycotool.algorithms.base import MismatchError
 from lycotool.algorithms.detection import bias_change, weight_change
 from lycotool.devices import resolve_device
 from lycotool.errors import IncompatibleError, LycotoolError
-from lycotool.io.dtypes import FLOATING
+from lycotool.io.dtypes import FLOATING, to_torch
 from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH
 from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
 from lycotool.io.tree import TreeTarget, prepare_tree, write_tree
 from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
 from lycotool.lazy import torch
+from lycotool.linalg.finite import extremes
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex, Param
 from lycotool.ops._adapter import Adapter, AdapterInput, AdapterModule, is_adapter, read_adapter
 from lycotool.ops._align import aligned
@@ -56,14 +57,22 @@ _FLOAT32_COPIES = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BakeOptions(WriteOptions):
-    """What `bake` has beside the common options."""
+    """What `bake` has beside the common options.
 
+    ``unbake`` takes adapters out of a checkpoint again that were folded into it.
+    """
+
+    unbake: bool = False
     strengths: StrengthOptions = field(default_factory=StrengthOptions)
 
 
 @dataclass(frozen=True, slots=True)
 class BakeResult:
-    """What was written, or would be."""
+    """What was written, or would be.
+
+    ``reconstruction_error`` is what an unbaked weight can be off by, absolutely: rounding
+    when it was baked, and now. None where nothing was unbaked or written.
+    """
 
     output: str
     checkpoint: str
@@ -74,6 +83,7 @@ class BakeResult:
     adapters: tuple[AdapterReport, ...]
     warnings: tuple[str, ...]
     dry_run: bool
+    reconstruction_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +129,31 @@ def bake(
                 hint="`lycotool merge` adds adapters to an adapter",
             )
         opened = open_adapters(adapters, options, files, store)
-        name = options.output or default_name([checkpoint], "-baked" + _ending(store))
+        if options.unbake:
+            _require_additive(opened)
+        done = "-unbaked" if options.unbake else "-baked"
+        name = options.output or default_name([checkpoint], done + _ending(store))
         return fold(store, opened, name, options, command="bake", progress=progress or NoProgress())
+
+
+def _require_additive(adapters: Sequence[Weighted]) -> None:
+    """Refuse to take out changes that depended on the weights before.
+
+    Raises
+    ------
+    IncompatibleError
+        Naming every such module.
+    """
+    for weighted in adapters:
+        modules = weighted.adapter.modules.values()
+        dependent = [f"{m.name}: {m.detected.label}" for m in modules if m.detected.needs_base]
+        if dependent:
+            raise IncompatibleError(
+                f"{len(dependent)} modules changed the weight by an amount that depended on it",
+                path=weighted.adapter.path,
+                details=listed(dependent),
+                hint="only the checkpoint from before has those weights",
+            )
 
 
 def open_adapters(
@@ -156,7 +189,7 @@ def fold(
     store: TensorStore,
     adapters: Sequence[Weighted],
     output: str,
-    options: WriteOptions,
+    options: BakeOptions,
     *,
     command: str,
     progress: Progress,
@@ -166,7 +199,8 @@ def fold(
     target = _prepare(store, output, inputs, options)
     index = LayerIndex(store.shapes)
     edits: dict[str, list[_Edit]] = {}
-    reports = tuple(_match(weighted, index, edits, store) for weighted in adapters)
+    sign = -1.0 if options.unbake else 1.0
+    reports = tuple(_match(weighted, sign, index, edits, store) for weighted in adapters)
     warnings = [warning for a in adapters for warning in a.adapter.warnings]
     warnings += store.warnings
     warnings += _check_matches(reports, options.strict)
@@ -181,7 +215,8 @@ def fold(
     }
     recipe = [weighted.recipe for weighted in adapters]
     metadata = {k: v for k, v in store.metadata.items() if k not in STALE_METADATA}
-    metadata |= provenance(command, json.dumps({"base": Path(store.path).name, "adapters": recipe}))
+    made = {"base": Path(store.path).name, "adapters": recipe} | ({"unbake": True} if options.unbake else {})
+    metadata |= provenance(command, json.dumps(made))
     hashed = bool({MODEL_HASH, LEGACY_HASH} & store.metadata.keys())
     result = BakeResult(
         output=output,
@@ -197,12 +232,18 @@ def fold(
     if options.dry_run:
         return result
     device = resolve_device(options.device)
+    error = 0.0
 
     def produce(key: str) -> Iterable[memoryview]:
         stored = store.info(key).dtype
         if key not in edits and plans[key].dtype == stored:
             return store.chunks(key)
         tensor = _edited(store, key, edits.get(key, ()), device)
+        if options.unbake and key in edits:
+            nonlocal error
+            error = max(
+                error, _rounding(store.tensor(key)) + _rounding(tensor.to(to_torch(plans[key].dtype)))
+            )
         return [as_bytes(cast_checked(tensor, plans[key].dtype, path=store.path, key=key))]
 
     progress.start(command, result.nbytes)
@@ -210,7 +251,12 @@ def fold(
         write_tree(target, store, plans, produce, advance=progress.advance)
     else:
         write_file(target, FilePlan(plans, metadata, hashed), produce, advance=progress.advance)
-    return result
+    return replace(result, reconstruction_error=error) if options.unbake else result
+
+
+def _rounding(tensor: Tensor) -> float:
+    """The most that rounding to its dtype can have moved an element."""
+    return torch.finfo(tensor.dtype).eps / 2 * max(map(abs, extremes(tensor.float())))
 
 
 def _ending(store: TensorStore) -> str:
@@ -230,7 +276,7 @@ def _prepare(
 
 
 def _match(
-    weighted: Weighted, index: LayerIndex, edits: dict[str, list[_Edit]], store: TensorStore
+    weighted: Weighted, sign: float, index: LayerIndex, edits: dict[str, list[_Edit]], store: TensorStore
 ) -> AdapterReport:
     """Find each module's layer, check that it fits, and note the edits.
 
@@ -253,7 +299,7 @@ def _match(
             if (other := taken.setdefault(place, module.name)) != module.name:
                 raise MismatchError(f"changes the same layer as {other}")
             module.detected.check_fits(layer.weight.shape)
-            found = _edits_of(adapter, module, layer, weighted.of(module.name))
+            found = _edits_of(adapter, module, layer, sign * weighted.of(module.name))
         except (AmbiguousNameError, MismatchError) as error:
             faults.append(IncompatibleError(str(error), path=adapter.path, key=module.name))
             continue
