@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from lycotool.ops.inspect import InspectReport
+    from lycotool.ops.inspect import BlockRow, HashRow, InspectReport
 
 EPILOG = """Examples:
 
@@ -38,13 +38,17 @@ def inspect(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files, folders, or `-`.")],
     modules: Annotated[bool, typer.Option("--modules", help="Show every module.")] = False,
     metadata: Annotated[bool, typer.Option("--metadata", help="Show all metadata, decoded.")] = False,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Count modules by block of the model.")] = False,
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="SHA-256, AutoV2 and AutoV3; reads the whole file.")
+    ] = False,
     allow_pickle: opt.PickleOption = False,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
 ) -> None:
     """Show what a file is: algorithms, ranks, alphas, names, metadata, and what can be done with it.
 
-    Reads headers only. Several files, or a folder, give one line per file.
+    Reads headers only, but for `--hashes`. Several files, or a folder, give one line per file.
     """
     from lycotool.ops.inspect import expand
     from lycotool.ops.inspect import inspect as run
@@ -57,7 +61,7 @@ def inspect(
     errors: list[LycotoolError] = []
     for name in names:
         try:
-            reports.append(run(name, allow_pickle=allow_pickle))
+            reports.append(run(name, allow_pickle=allow_pickle, hashes=hashes, blocks=blocks))
         except LycotoolError as error:
             if len(names) == 1:
                 raise
@@ -136,9 +140,15 @@ def _show(report: InspectReport, out: Output, *, modules: bool, metadata: bool) 
         console.print(_verdicts(report))
         console.print()
         console.print(_loaders(report))
+    if report.blocks is not None:
+        console.print()
+        console.print(_blocks(report.blocks))
     if modules:
         console.print()
         console.print(_modules(report))
+    for row in report.hashes or ():
+        console.print()
+        console.print(_hash_table(row))
     shown = report.metadata if metadata else report.metadata_summary
     if shown:
         console.print()
@@ -186,6 +196,28 @@ def _loaders(report: InspectReport) -> Table:
     for row in report.loaders:
         total = row.takes + sum(row.reasons.values())
         _row(table, row.loader, row.version, f"{row.takes} of {total}", "; ".join(row.reasons))
+    return table
+
+
+def _blocks(blocks: list[BlockRow]) -> Table:
+    table = _table("block", "modules", "types", "dim: modules", "parameters")
+    for row in blocks:
+        _row(table, row.block, row.modules, _counted(row.types), _by_value(row.rank), row.parameters)
+    return table
+
+
+def _hash_table(row: HashRow) -> Table:
+    table = _table("hash", "")
+    stored = row.stored or "none"
+    if stored.startswith("0x"):
+        stored += " (LyCORIS' own, of the tensors in another order)"
+    elif row.stored is not None:
+        stored += " (stale: not that of the data)" if row.stale else " (right)"
+    for name, value in (
+        ("sha256", row.sha256), ("AutoV2", row.autov2), ("data sha256", row.data_sha256),
+        ("AutoV3", row.autov3), ("sshs_model_hash", stored),
+    ):  # fmt: skip
+        _row(table, name, value)
     return table
 
 

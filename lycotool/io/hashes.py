@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 LEGACY_START, LEGACY_STOP = 0x100000, 0x110000
 
@@ -53,3 +55,26 @@ class DataHasher:
             MODEL_HASH: self._model.hexdigest(),
             LEGACY_HASH: self._legacy.hexdigest()[:8],
         }
+
+
+#: Bytes hashed at once.
+_CHUNK_BYTES = 8 * 2**20
+
+
+def file_hashes(path: Path, data_start: int) -> tuple[str, str]:
+    """SHA-256 of a file and of its data section, which is read once for both.
+
+    Parameters
+    ----------
+    data_start
+        Where the data section begins.
+    """
+    whole, data = hashlib.sha256(), hashlib.sha256()
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1, "lycotool-hash") as pool:
+        header = file.read(data_start)
+        whole.update(header)
+        while piece := file.read(_CHUNK_BYTES):
+            other = pool.submit(data.update, piece)
+            whole.update(piece)
+            other.result()
+    return whole.hexdigest(), data.hexdigest()

@@ -74,6 +74,42 @@ class LayerRule:
         return in_block and in_layer
 
 
+class BlockLabels:
+    """Which block each module of one family's adapters is in.
+
+    Parameters
+    ----------
+    family
+        Short name of the family.
+    """
+
+    def __init__(self, family: str) -> None:
+        self._family = FAMILIES[family]
+        self._locator = Locator(self._family)
+        self._text_labels = _TEXT_LABELS.get(family, {})
+        layouts = next((found for families, found in LAYOUTS.items() if family in families), {})
+        self._order = layouts[max(layouts)] if layouts else ()
+
+    def of(self, module: str) -> str | None:
+        """The label of a module's block; None outside of all blocks."""
+        return self.place(module)[0]
+
+    def place(self, module: str) -> tuple[str | None, str]:
+        """The block, and the flattened native path that rules look into."""
+        places = self._locator.locate(module)
+        if not places:
+            return None, module
+        place = places[0]
+        path = str(place.site.path("native") or place.site.path("diffusers") or module).replace(".", "_")
+        if place.component != "unet":
+            return self._text_labels.get(place.component, _TEXT_LABEL), path
+        return self._family.block(place.site), path
+
+    def order(self, label: str) -> tuple[int, str]:
+        """Sorts labels as the layout has them, others after them by name."""
+        return (self._order.index(label) if label in self._order else len(self._order), label)
+
+
 class BlockWeights:
     """Factors for the modules of adapters of one family.
 
@@ -107,13 +143,11 @@ class BlockWeights:
             given = dict(zip(layouts[len(weights)], weights, strict=True))
             self._weights = {label: given.get(label, 0.0) for label in self._order}
         self._rules = [self._rule(text) for text in rules]
-        self._family = FAMILIES[family]
-        self._locator = Locator(self._family)
-        self._text_labels = _TEXT_LABELS.get(family, {})
+        self._labels = BlockLabels(family)
 
     def factor(self, module: str) -> float:
         """The factor of an adapter's module; 1 for one outside of all blocks."""
-        block, path = self._block(module)
+        block, path = self._labels.place(module)
         if block is None:
             return 1.0
         factor = 1.0 if self._weights is None else self._weights.get(block, 1.0)
@@ -121,16 +155,6 @@ class BlockWeights:
             if rule.applies(block, path):
                 factor = rule.factor
         return factor
-
-    def _block(self, module: str) -> tuple[str | None, str]:
-        places = self._locator.locate(module)
-        if not places:
-            return None, module
-        place = places[0]
-        path = str(place.site.path("native") or place.site.path("diffusers") or module).replace(".", "_")
-        if place.component != "unet":
-            return self._text_labels.get(place.component, _TEXT_LABEL), path
-        return self._family.block(place.site), path
 
     def _rule(self, text: str) -> LayerRule:
         fields = text.split(":")

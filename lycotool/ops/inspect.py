@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lycotool.errors import LycotoolError
 from lycotool.formats.keys import dialect_of, dialects
 from lycotool.formats.loaders import LOADERS, ModuleKind, refusal
+from lycotool.io.hashes import MODEL_HASH, file_hashes
 from lycotool.io.open import open_store
-from lycotool.io.store import TensorStore
+from lycotool.io.store import SafetensorsFile, TensorStore
 from lycotool.models.architecture import guess_architecture, guess_checkpoint
+from lycotool.models.block_weights import BlockLabels
+from lycotool.models.families.locate import guess_families
 from lycotool.models.naming import split_name, split_path
 from lycotool.ops._adapter import Adapter, AdapterModule, is_adapter, read_adapter
 
@@ -76,6 +79,32 @@ class LoaderRow:
 
 
 @dataclass(frozen=True, slots=True)
+class HashRow:
+    """Hashes of one file; ``stale`` says that the stored one is not that of its data.
+
+    ``autov2`` and ``autov3`` are how Civitai shortens ``sha256`` and ``data_sha256``.
+    """
+
+    sha256: str
+    autov2: str
+    data_sha256: str
+    autov3: str
+    stored: str | None
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """The modules in one block of the model, in the labels of layer-block weights."""
+
+    block: str
+    modules: int
+    types: dict[str, int]
+    rank: dict[str, int]
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleRow:
     """One module, for ``--modules``; ``loaders`` are the programs that take it."""
 
@@ -113,10 +142,21 @@ class InspectReport:
     metadata_summary: dict[str, object]
     warnings: list[str]
     faults: list[str]
+    hashes: list[HashRow] | None = None
+    blocks: list[BlockRow] | None = None
 
 
-def inspect(name: str, *, allow_pickle: bool = False) -> InspectReport:
+def inspect(
+    name: str, *, allow_pickle: bool = False, hashes: bool = False, blocks: bool = False
+) -> InspectReport:
     """Describe one file, PEFT folder, sharded index or diffusers folder.
+
+    Parameters
+    ----------
+    hashes
+        Read the whole file for its hashes.
+    blocks
+        Count modules by the block of the model they are in.
 
     Raises
     ------
@@ -124,7 +164,13 @@ def inspect(name: str, *, allow_pickle: bool = False) -> InspectReport:
         If the file cannot be read. Faults of single modules are part of the report.
     """
     with open_store(name, allow_pickle=allow_pickle) as store:
-        return _report(store, read_adapter(store) if is_adapter(store) else None)
+        adapter = read_adapter(store) if is_adapter(store) else None
+        report = _report(store, adapter)
+        if hashes:
+            report = replace(report, hashes=_hashes(store))
+        if blocks and adapter is not None:
+            report = replace(report, blocks=_blocks(adapter))
+        return report
 
 
 def expand(names: Iterable[str]) -> list[str]:
@@ -180,6 +226,43 @@ def _report(store: TensorStore, adapter: Adapter | None) -> InspectReport:
         warnings=[*adapter.warnings, *adapter.notes] if adapter else list(store.warnings),
         faults=[_fault_text(fault) for fault in adapter.faults] if adapter else [],
     )
+
+
+def _hashes(store: TensorStore) -> list[HashRow]:
+    """One row for each safetensors file."""
+    rows = []
+    for file in store.opened:
+        if not isinstance(file, SafetensorsFile):
+            continue
+        whole, data = file_hashes(file.path, file.data_start)
+        stored = file.metadata.get(MODEL_HASH)
+        # LyCORIS hashes the tensors in another order than the file's, and writes a prefix.
+        stale = stored is not None and not stored.startswith("0x") and stored != data
+        rows.append(HashRow(whole, whole[:10], data, data[:12], stored, stale))
+    return rows
+
+
+def _blocks(adapter: Adapter) -> list[BlockRow]:
+    """Modules by block, in the order of the blocks' names; ``-`` is outside of all."""
+    modules = list(adapter.modules.values())
+    widths = {m.name: c for m in modules if (c := m.detected.layout.columns(m.detected.sizes)) is not None}
+    families = guess_families(adapter.modules, widths, adapter.store.metadata)
+    if not families:
+        return []
+    labels = BlockLabels(families[0])
+    groups: dict[str, list[AdapterModule]] = {}
+    for module in modules:
+        groups.setdefault(labels.of(module.name) or "-", []).append(module)
+    return [
+        BlockRow(
+            block,
+            len(group),
+            _count(module.detected.label for module in group),
+            _count("full" if m.dims.rank is None else str(m.dims.rank) for m in group),
+            sum(adapter.store.info(key).numel for m in group for key in m.keys.values()),
+        )
+        for block, group in sorted(groups.items(), key=lambda item: labels.order(item[0]))
+    ]
 
 
 def _fault_text(fault: LycotoolError) -> str:

