@@ -107,6 +107,12 @@ class FilePlan:
         return struct.pack("<Q", len(text)) + text
 
 
+#: Pieces at least this long are hashed by another thread while they are written.
+_HASHED_ASIDE = 2**15
+
+#: Bytes after which the disk is put to work.
+_FLUSH_BYTES = 64 * 2**20
+
 #: Gives a tensor's bytes when the writer reaches it.
 Producer = Callable[[str], Iterable[memoryview]]
 
@@ -233,22 +239,37 @@ def _fill(descriptor: int, plan: FilePlan, produce: Producer, advance: Callable[
                 raise
     _write_all(descriptor, memoryview(plan.header()))
     hasher = DataHasher(plan.legacy_header()) if plan.hashed else None
+    unflushed = 0
     with ThreadPoolExecutor(1, "lycotool-hash") as pool:
         for name, tensor in plan.tensors.items():
             written = 0
             for piece in produce(name):
                 # The piece's memory may be used again once it is asked for the next.
-                hashed = None if hasher is None else pool.submit(hasher.update, piece)
+                hashed = None
+                if hasher is not None and len(piece) >= _HASHED_ASIDE:
+                    hashed = pool.submit(hasher.update, piece)
+                elif hasher is not None:
+                    hasher.update(piece)
                 _write_all(descriptor, piece)
                 if hashed is not None:
                     hashed.result()
                 written += len(piece)
+                unflushed += len(piece)
+                if unflushed >= _FLUSH_BYTES:
+                    _start_flush(descriptor)
+                    unflushed = 0
                 advance(len(piece))
             if written != tensor.nbytes:
                 raise AssertionError(f"{name}: produced {written} of {tensor.nbytes} bytes")
     if hasher is not None:
         os.lseek(descriptor, 0, os.SEEK_SET)
         _write_all(descriptor, memoryview(plan.header(hasher.metadata())))
+
+
+def _start_flush(descriptor: int) -> None:
+    """Have the system begin to write what it has, so that the last flush finds little left."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

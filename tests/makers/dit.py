@@ -70,36 +70,70 @@ def _qkv(native: str, path: str, names: str = "to_q to_k to_v") -> tuple[str, tu
 _ADDED = "add_q_proj add_k_proj add_v_proj"
 
 
-# --- Flux.1 --------------------------------------------------------------------------------
+# --- Flux.1, Chroma and Flux.2 -------------------------------------------------------------
+
+
+def _double_attention(double: str, block: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield _qkv(f"{double}.img_attn.qkv", f"{block}.attn")
+    yield _qkv(f"{double}.txt_attn.qkv", f"{block}.attn", _ADDED)
+    yield f"{double}.img_attn.proj", (f"{block}.attn.to_out.0",)
+    yield f"{double}.txt_attn.proj", (f"{block}.attn.to_add_out",)
+
+
+def _flux_and_chroma_layers() -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield from _renamed(
+        {"img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out"}
+    )
+    double, block = "double_blocks.0", "transformer_blocks.0"
+    yield from _double_attention(double, block)
+    for stream, path in (("img", "ff"), ("txt", "ff_context")):
+        yield f"{double}.{stream}_mlp.0", (f"{block}.{path}.net.0.proj",)
+        yield f"{double}.{stream}_mlp.2", (f"{block}.{path}.net.2",)
+    single, block = "single_blocks.0", "single_transformer_blocks.0"
+    yield f"{single}.linear1", (*_qkv("", f"{block}.attn")[1], f"{block}.proj_mlp")
+    yield f"{single}.linear2", (f"{block}.proj_out",)
 
 
 def _flux_layers() -> Iterator[tuple[str, tuple[str, ...]]]:
-    yield from _renamed({"img_in": "x_embedder", "txt_in": "context_embedder"})
+    yield from _flux_and_chroma_layers()
     yield from _embedder("time_in", "time_text_embed.timestep_embedder")
     yield from _embedder("vector_in", "time_text_embed.text_embedder")
     yield from _embedder("guidance_in", "time_text_embed.guidance_embedder")
-    double, block = "double_blocks.0", "transformer_blocks.0"
-    yield _qkv(f"{double}.img_attn.qkv", f"{block}.attn")
-    yield _qkv(f"{double}.txt_attn.qkv", f"{block}.attn", _ADDED)
     yield from _renamed(
         {
-            f"{double}.img_mod.lin": f"{block}.norm1.linear",
-            f"{double}.img_attn.proj": f"{block}.attn.to_out.0",
-            f"{double}.img_mlp.0": f"{block}.ff.net.0.proj",
-            f"{double}.img_mlp.2": f"{block}.ff.net.2",
-            f"{double}.txt_mod.lin": f"{block}.norm1_context.linear",
-            f"{double}.txt_attn.proj": f"{block}.attn.to_add_out",
-            f"{double}.txt_mlp.0": f"{block}.ff_context.net.0.proj",
-            f"{double}.txt_mlp.2": f"{block}.ff_context.net.2",
+            "double_blocks.0.img_mod.lin": "transformer_blocks.0.norm1.linear",
+            "double_blocks.0.txt_mod.lin": "transformer_blocks.0.norm1_context.linear",
+            "single_blocks.0.modulation.lin": "single_transformer_blocks.0.norm.linear",
+            "final_layer.adaLN_modulation.1": "norm_out.linear",
         }
     )
-    single, block = "single_blocks.0", "single_transformer_blocks.0"
-    yield f"{single}.linear1", (*_qkv("", f"{block}.attn")[1], f"{block}.proj_mlp")
+
+
+def _chroma_layers() -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield from _flux_and_chroma_layers()
+    guidance = "distilled_guidance_layer"
+    yield from _same(f"{guidance}.in_proj", f"{guidance}.out_proj")
+    yield from _embedder(f"{guidance}.layers.0", f"{guidance}.layers.0")
+
+
+def _flux2_layers() -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield from _double_attention("double_blocks.0", "transformer_blocks.0")
+    for stream, path in (("img", "ff"), ("txt", "ff_context")):
+        yield f"double_blocks.0.{stream}_mlp.0", (f"transformer_blocks.0.{path}.linear_in",)
+        yield f"double_blocks.0.{stream}_mlp.2", (f"transformer_blocks.0.{path}.linear_out",)
+    for name in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"):
+        yield f"{name}.lin", (f"{name}.linear",)
+    yield from _embedder("time_in", "time_guidance_embed.timestep_embedder")
+    yield from _embedder("guidance_in", "time_guidance_embed.guidance_embedder")
     yield from _renamed(
-        {f"{single}.linear2": f"{block}.proj_out", f"{single}.modulation.lin": f"{block}.norm.linear"}
-    )
-    yield from _renamed(
-        {"final_layer.linear": "proj_out", "final_layer.adaLN_modulation.1": "norm_out.linear"}
+        {
+            "img_in": "x_embedder",
+            "txt_in": "context_embedder",
+            "single_blocks.0.linear1": "single_transformer_blocks.0.attn.to_qkv_mlp_proj",
+            "single_blocks.0.linear2": "single_transformer_blocks.0.attn.to_out",
+            "final_layer.linear": "proj_out",
+            "final_layer.adaLN_modulation.1": "norm_out.linear",
+        }
     )
 
 
@@ -114,6 +148,94 @@ def _flux() -> nn.Module:
         pooled_projection_dim=6,
         guidance_embeds=True,
         axes_dims_rope=(2, 2, 4),
+    )
+
+
+def _chroma() -> nn.Module:
+    return diffusers.ChromaTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        axes_dims_rope=(2, 2, 4),
+        approximator_num_channels=8,
+        approximator_hidden_dim=8,
+        approximator_layers=1,
+    )
+
+
+def _flux2() -> nn.Module:
+    return diffusers.Flux2Transformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        timestep_guidance_channels=8,
+        axes_dims_rope=(2, 2, 2, 2),
+    )
+
+
+# --- HunyuanVideo --------------------------------------------------------------------------
+
+
+def _hunyuan_layers() -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield from _mlp_embedder("time_in", "time_text_embed.timestep_embedder")
+    yield from _mlp_embedder("guidance_in", "time_text_embed.guidance_embedder")
+    yield from _embedder("vector_in", "time_text_embed.text_embedder")
+    yield from _mlp_embedder("txt_in.t_embedder", "context_embedder.time_text_embed.timestep_embedder")
+    for name in ("linear_1", "linear_2"):
+        yield f"txt_in.c_embedder.{name}", (f"context_embedder.time_text_embed.text_embedder.{name}",)
+    refiner, path = (
+        "txt_in.individual_token_refiner.blocks.0",
+        "context_embedder.token_refiner.refiner_blocks.0",
+    )
+    yield _qkv(f"{refiner}.self_attn_qkv", f"{path}.attn")
+    double, block = "double_blocks.0", "transformer_blocks.0"
+    yield _qkv(f"{double}.img_attn_qkv", f"{block}.attn")
+    yield _qkv(f"{double}.txt_attn_qkv", f"{block}.attn", _ADDED)
+    single, alone = "single_blocks.0", "single_transformer_blocks.0"
+    yield f"{single}.linear1", (*_qkv("", f"{alone}.attn")[1], f"{alone}.proj_mlp")
+    yield from _renamed(
+        {
+            "img_in.proj": "x_embedder.proj",
+            "txt_in.input_embedder": "context_embedder.proj_in",
+            f"{refiner}.self_attn_proj": f"{path}.attn.to_out.0",
+            f"{refiner}.mlp.fc1": f"{path}.ff.net.0.proj",
+            f"{refiner}.mlp.fc2": f"{path}.ff.net.2",
+            f"{refiner}.adaLN_modulation.1": f"{path}.norm_out.linear",
+            f"{double}.img_mod.linear": f"{block}.norm1.linear",
+            f"{double}.img_attn_proj": f"{block}.attn.to_out.0",
+            f"{double}.img_mlp.fc1": f"{block}.ff.net.0.proj",
+            f"{double}.img_mlp.fc2": f"{block}.ff.net.2",
+            f"{double}.txt_mod.linear": f"{block}.norm1_context.linear",
+            f"{double}.txt_attn_proj": f"{block}.attn.to_add_out",
+            f"{double}.txt_mlp.fc1": f"{block}.ff_context.net.0.proj",
+            f"{double}.txt_mlp.fc2": f"{block}.ff_context.net.2",
+            f"{single}.linear2": f"{alone}.proj_out",
+            f"{single}.modulation.linear": f"{alone}.norm.linear",
+            "final_layer.linear": "proj_out",
+            "final_layer.adaLN_modulation.1": "norm_out.linear",
+        }
+    )
+
+
+def _hunyuan() -> nn.Module:
+    return diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=1,
+        text_embed_dim=12,
+        pooled_projection_dim=6,
+        rope_axes_dim=(2, 2, 4),
     )
 
 
@@ -313,6 +435,11 @@ _FINAL_NORM = frozenset({"final_layer.adaLN_modulation.1"})
 #: By lycotool's name of the family.
 TRANSFORMERS: Mapping[str, Transformer] = {
     "flux1": Transformer(_flux, diffusers.FluxPipeline, dict(_flux_layers()), _FINAL_NORM),
+    "chroma": Transformer(_chroma, diffusers.ChromaPipeline, dict(_chroma_layers())),
+    "flux2": Transformer(_flux2, diffusers.Flux2Pipeline, dict(_flux2_layers()), _FINAL_NORM),
+    "hunyuan-video": Transformer(
+        _hunyuan, diffusers.HunyuanVideoPipeline, dict(_hunyuan_layers()), _FINAL_NORM
+    ),
     "sd3": Transformer(
         _sd3,
         diffusers.StableDiffusion3Pipeline,
