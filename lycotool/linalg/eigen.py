@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 #: takes them one after another. From about here on one matrix fills a GPU.
 _THREADED = 512
 
+#: Bytes up to which a batch is brought to the CPU in one piece; above it each thread fetches
+#: its own matrices, because the copies then cost as much as the algebra.
+_MOVED_TOGETHER = 16 * 2**20
+
 _workers: ContextVar[tuple[ThreadPoolExecutor, int] | None] = ContextVar("workers", default=None)
 
 
@@ -37,6 +41,8 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     batch, side = matrices.shape[0], matrices.shape[-1]
     if side > _THREADED or (matrices.device.type == "cpu" and batch == 1):
         values, vectors = torch.linalg.eigh(matrices)
+    elif matrices.nbytes < _MOVED_TOGETHER:
+        values, vectors = (found.to(matrices.device) for found in _on_threads(matrices.cpu()))
     else:
         values, vectors = _on_threads(matrices)
     return values.flip(-1), vectors.flip(-1)
@@ -83,7 +89,7 @@ def _on_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _solve(piece: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Each thread brings its own matrices over and back, which is as slow as the algebra."""
+    """Decompose some matrices on the CPU, wherever they are."""
     matrices, values, vectors = piece
     found = torch.linalg.eigh(matrices.cpu())
     values.copy_(found.eigenvalues)

@@ -297,6 +297,15 @@ def test_the_last_context_block_of_sd3_has_two_halves_and_the_others_six() -> No
     assert torch.equal(found[path.format(23)], last[f"{name.format(23)}.diff"].roll(12, 0))
 
 
+def test_names_with_an_empty_level_are_known() -> None:
+    """As Wan-Fun's trainer writes them."""
+    source = write(Path("a.safetensors"), slots("lora", name="lora_unet__blocks_3_self_attn_q"))
+    _, out = convert(source, "comfyui", "--arch", "wan")
+    assert {key.rpartition(".lora")[0] for key in read(out) if "lora_up" in key} == {
+        "diffusion_model.blocks.3.self_attn.q"
+    }
+
+
 def test_xlabs_processors_become_fused_modules() -> None:
     up, down = normal("up", (24, 2)).float(), normal("down", (2, 10)).float()
     block = "double_blocks.3.processor.{}_lora{}.{}.weight"
@@ -741,6 +750,19 @@ def test_a_faulty_part_is_named_with_those_it_would_be_fused_with() -> None:
     report, out = convert(source, "networks.lora", "--arch", "flux1", "--drop")
     assert report["dropped"].keys() == set(names)
     assert {key.split(".")[0] for key in read(out)} == {"lora_unet_img_in"}
+
+
+def test_a_module_that_is_dropped_leaves_no_part_behind() -> None:
+    """The bound of a rotation is in force for the queries' rows alone: the other parts could be written."""
+    name = "lora_unet_single_blocks_0_linear1"
+    blocks = torch.zeros(14, 4, 4)
+    blocks[0, 0, 1] = 1.0
+    rotation = {f"{name}.oft_blocks": blocks, f"{name}.alpha": torch.tensor(0.05)}
+    source = write(Path("a.safetensors"), {**rotation, **slots("lora", name="lora_unet_img_in")})
+    assert named_in(refuse(source, "lycoris", "--arch", "flux1")) == {name}
+    report, out = convert(source, "lycoris", "--arch", "flux1", "--drop")
+    assert report["dropped"].keys() == {name}
+    assert {key.split(".")[0] for key in read(out)} == {"lycoris_x_embedder"}
 
 
 def test_lokr_is_split_where_a_boundary_cuts_no_block() -> None:

@@ -1,7 +1,7 @@
 """Narrow diffusion transformers of diffusers, and their layers in the published names.
 
 Widths are small and there is one block of a kind, or two where the last one differs. The
-tables are written from the original repositories' modules, not from lycotool's.
+tables follow the original repositories' modules, not lycotool's tables.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Layers = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Transformer:
+class Denoiser:
     """A denoiser.
 
     Parameters
@@ -433,22 +433,20 @@ def _z_image() -> nn.Module:
 _FINAL_NORM = frozenset({"final_layer.adaLN_modulation.1"})
 
 #: By lycotool's name of the family.
-TRANSFORMERS: Mapping[str, Transformer] = {
-    "flux1": Transformer(_flux, diffusers.FluxPipeline, dict(_flux_layers()), _FINAL_NORM),
-    "chroma": Transformer(_chroma, diffusers.ChromaPipeline, dict(_chroma_layers())),
-    "flux2": Transformer(_flux2, diffusers.Flux2Pipeline, dict(_flux2_layers()), _FINAL_NORM),
-    "hunyuan-video": Transformer(
-        _hunyuan, diffusers.HunyuanVideoPipeline, dict(_hunyuan_layers()), _FINAL_NORM
-    ),
-    "sd3": Transformer(
+TRANSFORMERS: Mapping[str, Denoiser] = {
+    "flux1": Denoiser(_flux, diffusers.FluxPipeline, dict(_flux_layers()), _FINAL_NORM),
+    "chroma": Denoiser(_chroma, diffusers.ChromaPipeline, dict(_chroma_layers())),
+    "flux2": Denoiser(_flux2, diffusers.Flux2Pipeline, dict(_flux2_layers()), _FINAL_NORM),
+    "hunyuan-video": Denoiser(_hunyuan, diffusers.HunyuanVideoPipeline, dict(_hunyuan_layers()), _FINAL_NORM),
+    "sd3": Denoiser(
         _sd3,
         diffusers.StableDiffusion3Pipeline,
         dict(_sd3_layers()),
         # Of the context blocks the last has one scale and one shift, like the final layer.
         _FINAL_NORM | {"joint_blocks.1.context_block.adaLN_modulation.1"},
     ),
-    "wan": Transformer(_wan, diffusers.WanPipeline, dict(_wan_layers())),
-    "qwen-image": Transformer(_qwen, diffusers.QwenImagePipeline, dict(_qwen_layers())),
-    "lumina2": Transformer(_lumina, diffusers.Lumina2Pipeline, dict(_lumina_layers())),
-    "z-image": Transformer(_z_image, diffusers.ZImagePipeline, dict(_z_image_layers())),
+    "wan": Denoiser(_wan, diffusers.WanPipeline, dict(_wan_layers())),
+    "qwen-image": Denoiser(_qwen, diffusers.QwenImagePipeline, dict(_qwen_layers())),
+    "lumina2": Denoiser(_lumina, diffusers.Lumina2Pipeline, dict(_lumina_layers())),
+    "z-image": Denoiser(_z_image, diffusers.ZImagePipeline, dict(_z_image_layers())),
 }

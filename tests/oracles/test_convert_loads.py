@@ -33,7 +33,7 @@ from lycoris.kohya import create_network, create_network_from_weights
 from lycoris.wrapper import create_lycoris, create_lycoris_from_weights
 from makers import adapters
 from makers import architectures as arch
-from makers.dit import TRANSFORMERS, Transformer
+from makers.dit import TRANSFORMERS, Denoiser
 from makers.ldm_names import unet_to_ldm
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -77,8 +77,8 @@ Tensors = dict[str, Tensor]
 
 
 @cache
-def transformer(family: str) -> Transformer:
-    """A denoiser of diffusers, UNets included."""
+def denoiser(family: str) -> Denoiser:
+    """A model family's denoiser in diffusers."""
     if family not in UNETS:
         return TRANSFORMERS[family]
     build, pipeline = UNETS[family]
@@ -89,7 +89,7 @@ def transformer(family: str) -> Transformer:
         for path, layer in unet.named_modules()
         if isinstance(layer, nn.Linear | nn.Conv2d)
     }
-    return Transformer(build, pipeline, layers)
+    return Denoiser(build, pipeline, layers)
 
 
 @dataclass(frozen=True)
@@ -113,18 +113,16 @@ class Module:
 
 def modules(family: str, dialect: str) -> list[Module]:
     """Every layer of a family under the names of a dialect."""
-    denoiser = transformer(family)
+    model = denoiser(family)
     unet = "unet." if family in UNETS else "transformer."
     prefix = {
         "comfyui": "diffusion_model.", "lycoris": "lycoris_", "diffusers": unet, "peft": "base_model.model.",
     }.get(dialect, "lora_unet_")  # fmt: skip
     is_kohya = dialect in ("networks.lora", "lycoris.kohya")
     if dialect == "comfyui" or (is_kohya and family not in KOHYA_AS_DIFFUSERS):
-        found = [
-            Module(native, parts, native in denoiser.swapped) for native, parts in denoiser.layers.items()
-        ]
+        found = [Module(native, parts, native in model.swapped) for native, parts in model.layers.items()]
     else:
-        found = [Module(part, (part,)) for parts in denoiser.layers.values() for part in parts]
+        found = [Module(part, (part,)) for parts in model.layers.values() for part in parts]
     is_dotted = prefix.endswith(".")
     return [
         Module(prefix + (m.name if is_dotted else m.name.replace(".", "_")), m.parts, m.swapped)
@@ -137,7 +135,7 @@ def modules(family: str, dialect: str) -> list[Module]:
 
 @dataclass
 class Changed:
-    """Weights and biases of diffusers' layers with an adapter, in float64 where lycotool is not asked."""
+    """Weights and biases of layers with an adapter on them, by the layers' paths."""
 
     weights: Tensors = field(default_factory=dict)
     biases: Tensors = field(default_factory=dict)
@@ -252,7 +250,7 @@ def pipeline_of(cls: Any, **components: nn.Module) -> Any:
 
 def in_pipeline(family: str, model: nn.Module) -> Any:
     name = "unet" if family in UNETS else "transformer"
-    return pipeline_of(transformer(family).pipeline, **{name: model})
+    return pipeline_of(denoiser(family).pipeline, **{name: model})
 
 
 def adapted(model: nn.Module) -> Changed:
@@ -266,36 +264,47 @@ def adapted(model: nn.Module) -> Changed:
 
 def loaded(path: Path, family: str) -> Changed:
     """What a pipeline makes of a file."""
-    model = transformer(family).model()
+    model = denoiser(family).model()
     in_pipeline(family, model).load_lora_weights(str(path))
     return adapted(model)
 
 
-def everything(module: Module) -> bool:
+def everything(_: Module) -> bool:
+    """Take every layer."""
     return True
 
 
-def few_blocks(module: Module) -> bool:
-    """Whether to take a layer of SDXL: of the ten transformer blocks of an attention, two."""
-    return not any(f"transformer_blocks.{number}." in module.parts[0] for number in range(1, 9))
+def some_of_unet(module: Module) -> bool:
+    """Take every kind of layer of a UNet, and not all of it, which would take long.
+
+    Of SDXL's ten transformer blocks in an attention the first and the last; of SD's levels two.
+    """
+    path = module.parts[0]
+    is_inner = any(f"transformer_blocks.{number}." in path for number in range(1, 9))
+    return not is_inner and not path.startswith(("down_blocks.1", "up_blocks.0", "up_blocks.1"))
 
 
-def trained(module: Module) -> bool:
-    """Whether sd-scripts' networks have a UNet's layer."""
+def in_sd_scripts(module: Module) -> bool:
+    """Take some of what sd-scripts' networks have of a UNet."""
     outside = module.parts[0].startswith(("conv_", "time_embedding", "add_embedding"))
-    return few_blocks(module) and not outside
+    return some_of_unet(module) and not outside
 
 
 def with_bias(module: Module) -> bool:
-    """Whether a UNet's layer has a bias."""
-    return not module.parts[0].endswith(("to_q", "to_k", "to_v"))
+    """Take some of a UNet's layers that have one."""
+    return some_of_unet(module) and not module.parts[0].endswith(("to_q", "to_k", "to_v"))
 
 
 def in_blocks(module: Module) -> bool:
-    """Whether diffusers knows a transformer's layer in other programs' names, at any width."""
+    """Take a transformer's layers that diffusers knows in other programs' names, at any width."""
     path = module.parts[0]
     is_linear1 = path.startswith("single_") and path.endswith(("to_q", "to_k", "to_v", "proj_mlp"))
     return "blocks." in path and not is_linear1
+
+
+def only_proj_out(module: Module) -> bool:
+    """Take the last layer of a transformer, whose name layers of blocks have too."""
+    return module.parts == ("proj_out",)
 
 
 @dataclass(frozen=True)
@@ -320,7 +329,7 @@ class Case:
     def make(self, path: Path, **options: Any) -> Changed:
         """Write the input."""
         named = modules(self.family, self.source)
-        model = transformer(self.family).model()
+        model = denoiser(self.family).model()
         return make(path, model, [module for module in named if self.keep(module)], self.form, **options)
 
     def convert(self, path: Path) -> Path:
@@ -333,23 +342,24 @@ def broken(case: Any, reason: str) -> Any:
 
 
 DIFFUSERS = [
-    Case("sd1", keep=trained),
-    Case("sdxl", keep=trained),
+    Case("sd1", keep=in_sd_scripts),
+    Case("sdxl", keep=in_sd_scripts),
     Case("sd1", source="comfyui"),
-    Case("sdxl", source="comfyui", keep=few_blocks),
+    Case("sdxl", source="comfyui", keep=some_of_unet),
     *(Case(family) for family in TRANSFORMERS if family != "z-image"),
     Case("z-image", source="comfyui"),  # there q, k and v are one module, in kohya's names three
-    Case("sd1", "diffusers-legacy", source="comfyui"),
-    Case("sdxl", "diffusers-legacy", source="comfyui", keep=few_blocks),
+    Case("sd1", "diffusers-legacy", source="comfyui", keep=some_of_unet),
+    Case("sdxl", "diffusers-legacy", source="comfyui", keep=some_of_unet),
     Case("flux1", "ai-toolkit"),
     Case("qwen-image", "ai-toolkit"),
+    Case("sd1", form="lora + dora (out)", source="lycoris.kohya", keep=some_of_unet),
     *(
         Case(family, form="lora + dora (out)", source="lycoris.kohya")
-        for family in ("sd1", "flux1", "sd3", "wan", "lumina2")
+        for family in ("flux1", "sd3", "wan", "lumina2")
     ),
     Case("sd1", form="lora + bias", source="lycoris.kohya", keep=with_bias),
     Case("flux1", form="lora + bias", source="lycoris.kohya"),
-    Case("sd1", form="lora (cp)", source="lycoris.kohya"),
+    Case("sd1", form="lora (cp)", source="lycoris.kohya", keep=some_of_unet),
     broken(
         Case("sd1", form="loha", source="lycoris.kohya", options=("--algo", "lora")),
         "factors of proj_in and proj_out, 1x1 convolutions in SD 1, are written as matrices",
@@ -364,12 +374,12 @@ DIFFUSERS = [
 #: Dialects of other programs, which diffusers converts itself.
 FOREIGN = [
     *(
-        Case(family, to, source="comfyui", keep=trained)
+        Case(family, to, source="comfyui", keep=in_sd_scripts)
         for family in UNETS
         for to in ("networks.lora", "onetrainer")
     ),
-    Case("sd1", "lycoris.kohya", source="comfyui"),
-    Case("sd1", "locon.locon_kohya", source="comfyui", keep=trained),
+    Case("sd1", "lycoris.kohya", source="comfyui", keep=some_of_unet),
+    Case("sd1", "locon.locon_kohya", source="comfyui", keep=in_sd_scripts),
     Case("flux1", "networks.lora", source="comfyui", keep=in_blocks),
     # Fused; and in diffusers' names these could be layers of HunyuanVideo.
     Case("flux1", "networks.lora", source="diffusers", keep=in_blocks, options=("--arch", "flux1")),
@@ -435,7 +445,7 @@ def clip(family: str) -> dict[str, nn.Module]:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """transformers' own class, which from version 5 on has no level ``text_model``."""
+    """The class of transformers itself, which from version 5 on has no level ``text_model``."""
     return model.text_model if isinstance(model, arch.TextEncoder) else model
 
 
@@ -452,14 +462,14 @@ def test_pipelines_load_text_encoders(family: str, to: str, tmp_path: Path) -> N
     output = convert(write(tmp_path / "adapter.safetensors", tensors), to)
 
     # Without a UNet the pipeline asks the text encoders' adapters for the adapter's name.
-    unet = transformer(family).model()
-    pipeline_of(transformer(family).pipeline, unet=unet, **encoders).load_lora_weights(str(output))
+    unet = denoiser(family).model()
+    pipeline_of(denoiser(family).pipeline, unet=unet, **encoders).load_lora_weights(str(output))
     for component, encoder in encoders.items():
         assert_same(adapted(encoder), expected[component], SUMS)
 
 
 def _in_kohya(path: str) -> str:
-    """kohya's name inside of a CLIP text encoder, for either version of transformers."""
+    """The name inside of a CLIP text encoder, for either version of transformers."""
     inner = path.removeprefix("text_model.").replace(".", "_")
     return inner if inner == "text_projection" else f"text_model_{inner}"
 
@@ -468,27 +478,19 @@ def _in_kohya(path: str) -> str:
 
 PEFT = [
     Case("sd1", "peft", source="comfyui"),
-    Case("sd1", "peft", "lora + dora (out)", "lycoris.kohya"),
-    Case("sd1", "peft", "lora (cp)", "lycoris.kohya"),
-    Case("sd1", "peft", "loha", "lycoris.kohya"),
-    Case("sdxl", "peft", source="comfyui", keep=few_blocks),
+    Case("sd1", "peft", "lora + dora (out)", "lycoris.kohya", keep=some_of_unet),
+    Case("sd1", "peft", "lora (cp)", "lycoris.kohya", keep=some_of_unet),
+    Case("sd1", "peft", "loha", "lycoris.kohya", keep=some_of_unet),
+    Case("sdxl", "peft", source="comfyui", keep=some_of_unet),
     *(Case(family, "peft") for family in TRANSFORMERS),
     Case("lumina2", "peft", "loha", "lycoris.kohya"),
     Case("sd3", "peft", "loha", "lycoris.kohya"),
     Case("sd3", "peft", "lora + dora (out)", "lycoris.kohya"),
-]
-
-
-def only_proj_out(module: Module) -> bool:
-    return module.parts == ("proj_out",)
-
-
-PEFT.append(
     broken(
         Case("flux1", "peft", keep=only_proj_out),
         "PEFT takes an entry of target_modules for an end of names, and adapts proj_out of blocks too",
-    )
-)
+    ),
+]
 
 
 @pytest.mark.parametrize("case", PEFT, ids=lambda case: case.id)
@@ -500,7 +502,7 @@ def test_peft_loads(case: Case, tmp_path: Path) -> None:
 
 def in_peft(folder: Path, family: str) -> Changed:
     """What PEFT makes of a folder."""
-    model = PeftModel.from_pretrained(transformer(family).model(), folder)
+    model = PeftModel.from_pretrained(denoiser(family).model(), folder)
     return adapted(model.base_model.model)
 
 
@@ -538,11 +540,12 @@ NORMS = (nn.LayerNorm, nn.GroupNorm)
 def first_level() -> nn.Module:
     """The first level of SD 1's UNet, which has every kind of layer."""
     part = nn.Module()
-    part.down_blocks = transformer("sd1").model().down_blocks[:1]
+    part.down_blocks = denoiser("sd1").model().down_blocks[:1]
     return part
 
 
 def in_first_level(module: Module) -> bool:
+    """Take the layers of that."""
     return module.parts[0].startswith("down_blocks.0.")
 
 
@@ -593,24 +596,21 @@ def test_lycoris_loads_what_was_split(form: str, tmp_path: Path) -> None:
     """SimpleTuner's names are diffusers', where Flux' fused layers are several."""
     case = Case("flux1", "lycoris", form, source="lycoris.kohya")
     expected = case.make(tmp_path / "adapter.safetensors")
-    model = transformer("flux1").model()
+    model = denoiser("flux1").model()
     network = load_wrapper(case.convert(tmp_path / "adapter.safetensors"), model)
     assert_same(applied(network, model), expected, case.roundings)
 
 
-def published(family: str) -> tuple[nn.Module, Changed]:
-    """A model of the layers that were published, by their own paths, and what they have."""
-    base = unchanged(transformer(family).model())
-    root, found = nn.Module(), Changed()
-    for module in modules(family, "comfyui"):
-        path = module.name.removeprefix("diffusion_model.")
+def published(base: Changed, named: Iterable[Module]) -> nn.Module:
+    """A model of linear layers as they were published, by their own paths."""
+    root = nn.Module()
+    for module in named:
         weight, bias = module.joined(base.weights), module.joined(base.biases)
-        found.weights[path], found.biases[path] = weight, bias
         layer = nn.Linear(*weight.shape[::-1])
         layer.weight.data, layer.bias.data = weight.float(), bias.float()
-        owner, _, name = path.rpartition(".")
+        owner, _, name = module.name.removeprefix("diffusion_model.").rpartition(".")
         _submodule(root, owner).add_module(name, layer)
-    return root, found
+    return root
 
 
 def _submodule(root: nn.Module, path: str) -> nn.Module:
@@ -625,12 +625,13 @@ def test_lycoris_loads_what_was_fused(tmp_path: Path) -> None:
     """Trainers of Flux have the published layers, and LyCORIS looks for those."""
     case = Case("flux1", "lycoris.kohya", source="diffusers")
     changed = case.make(tmp_path / "adapter.safetensors")
+    named = modules("flux1", "comfyui")
     expected = Changed()
-    for module in modules("flux1", "comfyui"):
+    for module in named:
         path = module.name.removeprefix("diffusion_model.")
         expected.weights[path] = module.joined(changed.weights)
         expected.biases[path] = module.joined(changed.biases)
-    model, _ = published("flux1")
+    model = published(unchanged(denoiser("flux1").model()), named)
     network = load_kohya(case.convert(tmp_path / "adapter.safetensors"), model)
     assert_same(applied(network, model), expected, SUMS)
 
@@ -682,16 +683,11 @@ def test_lycoris_networks_survive(
 # --- the other direction -------------------------------------------------------------------
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-#: Layers that sd-scripts' networks have too, by the ends of their names.
-BLOCKS = [
-    *ATTENTION,
-    "proj_in",
-    "ff.net.0.proj",
-    "time_emb_proj",
-    "conv1",
-    "conv_shortcut",
-    "downsamplers.0.conv",
-]
+#: Layers of two levels of SD 1 that sd-scripts' networks have too.
+BLOCKS = (
+    r"(down_blocks\.[01]|mid_block)\..*\."
+    r"(to_q|to_k|to_v|to_out\.0|proj_in|ff\.net\.0\.proj|time_emb_proj|conv1|conv_shortcut|downsamplers\.0\.conv)"
+)
 PATTERNS = {
     "rank_pattern": {"attn2.to_k": 2, "^down_blocks.0.attentions.0.proj_in": 1, r"resnets\.1\.conv1": 3},
     "alpha_pattern": {"to_q": 1.5, "down_blocks.1.downsamplers.0.conv": 8},
@@ -706,11 +702,11 @@ FLUX_LAYERS = ["to_q", "to_v", "add_k_proj", "proj_mlp", "ff.net.2", "norm_out.l
 
 def train(family: str, config: LoraConfig) -> nn.Module:
     """A denoiser with an adapter of diffusers' that changes something."""
-    model: Any = transformer(family).model()
+    model: Any = denoiser(family).model()
     model.add_adapter(copy.deepcopy(config))  # it is completed in place
     randomise(model, seed=3, std=0.3, marks=("lora_",))
-    trained: nn.Module = model.eval()
-    return trained
+    result: nn.Module = model.eval()
+    return result
 
 
 def save_by_model(family: str, model: Any, folder: Path) -> Path:
@@ -721,7 +717,7 @@ def save_by_model(family: str, model: Any, folder: Path) -> Path:
 def save_by_pipeline(family: str, model: Any, folder: Path, *, with_metadata: bool = True) -> Path:
     name = "unet" if family in UNETS else "transformer"
     metadata = {f"{name}_lora_adapter_metadata": model.peft_config["default"].to_dict()}
-    transformer(family).pipeline.save_lora_weights(
+    denoiser(family).pipeline.save_lora_weights(
         folder,
         **{f"{name}_lora_layers": get_peft_model_state_dict(model)},
         **(metadata if with_metadata else {}),
@@ -750,6 +746,7 @@ class Saved:
 
 
 SD_LORA = {"r": 4, "lora_alpha": 6, "target_modules": BLOCKS}
+SDXL_LORA = {"r": 4, "lora_alpha": 6, "target_modules": ["attn2.to_k", "proj_out", "conv_shortcut"]}
 FLUX_LORA = {"r": 4, "lora_alpha": 6, "target_modules": FLUX_LAYERS}
 
 SAVED = [
@@ -759,6 +756,7 @@ SAVED = [
     Saved("sd1", "comfyui", save_by_pipeline, {**SD_LORA, **PATTERNS}),
     Saved("sd1", "comfyui", save_without_metadata, SD_LORA),
     Saved("sd1", "networks.lora", save_without_metadata, {**SD_LORA, **PATTERNS}),
+    Saved("sdxl", "networks.lora", save_by_pipeline, SDXL_LORA),
     Saved("flux1", "networks.lora", save_by_model, {**FLUX_LORA, **FLUX_PATTERNS}),
     Saved("flux1", "comfyui", save_by_pipeline, {**FLUX_LORA, **FLUX_PATTERNS, "use_rslora": True}),
     Saved("flux1", "networks.lora", save_without_metadata, FLUX_LORA),
@@ -783,15 +781,15 @@ def test_diffusers_files_convert(saved: Saved, tmp_path: Path) -> None:
     source = saved.save(saved.family, model, tmp_path)
     # A file of a model alone has no prefix that its pipeline would ask for.
     expected = adapted(model) if saved.save is save_by_model else loaded(source, saved.family)
-    visible(expected, transformer(saved.family).model())
+    visible(expected, denoiser(saved.family).model())
     output = convert(source, saved.to, "--arch", saved.family)
     assert_read(output, saved.family, saved.to, expected, DORA if "use_dora" in saved.config else SUMS)
 
 
 def assert_read(path: Path, family: str, dialect: str, expected: Changed, roundings: float) -> None:
     """A file says what a library made of its own, and nothing of other layers."""
-    base = unchanged(transformer(family).model())
-    found = read_back(path, transformer(family).model(), family, dialect)
+    base = unchanged(denoiser(family).model())
+    found = read_back(path, denoiser(family).model(), family, dialect)
     for side in ("weights", "biases"):
         changed, wanted = getattr(found, side), getattr(expected, side)
         assert wanted.keys() <= changed.keys()
@@ -820,11 +818,11 @@ def test_peft_folders_convert(name: str, tmp_path: Path) -> None:
 
 def save_folder(config: Any, folder: Path) -> Changed:
     """Save an adapter of PEFT for SD 1's UNet; what it does to the layers."""
-    model = get_peft_model(transformer("sd1").model(), config)
+    model = get_peft_model(denoiser("sd1").model(), config)
     randomise(model, seed=6, std=0.3, marks=("lora_",))
     randomise(model, seed=6, std=0.7, marks=("hada_", "lokr_"))
     model.eval().save_pretrained(folder)
-    return visible(adapted(model.base_model.model), transformer("sd1").model())
+    return visible(adapted(model.base_model.model), denoiser("sd1").model())
 
 
 @pytest.mark.parametrize("name", ["locon", "loha", "lokr", "locon + dora"])
