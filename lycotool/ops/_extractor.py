@@ -23,7 +23,7 @@ from lycotool.linalg.eigen import one_matrix_a_thread
 from lycotool.linalg.finite import extremes, is_finite
 from lycotool.models.architecture import guess_checkpoint
 from lycotool.models.layers import Param
-from lycotool.ops._batches import Batches, in_background
+from lycotool.ops._batches import Batches
 from lycotool.ops._common import Progress, listed, provenance, saved_dtype
 from lycotool.ops._forms import DEFAULT_RANK, Difference, Forms, Stored, square
 from lycotool.ops._pairs import Pair, pair_layers
@@ -42,11 +42,7 @@ _READ_AHEAD = {"cpu": (128 * 2**20, 1), "cuda": (512 * 2**20, 4)}
 #: Bytes of differences held back to be decomposed together, on a CPU; enough to share the
 #: overhead of small layers. A GPU holds back half a GiB, and at most this share of its memory.
 _BATCH_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
-_BATCH_SHARE = 1 / 48
-
-#: Batches decomposed at once: on a GPU one is computed while the small eigenproblems of another
-#: are solved on the CPU. 0 is one after the other.
-_AT_ONCE = {"cpu": 0, "cuda": 2}
+_BATCH_SHARE = 1 / 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +139,11 @@ class Extractor:
         if self._options.mode in ("size", "error"):
             self._allocate(pairs)
         results = [_Result() for _ in pairs]
-        with in_background(self._store_alike, _AT_ONCE[self._device.type]) as store:
-            batches = Batches(store, limit=self._batch_limit())
-            for result, (pair, raw) in zip(results, self._read(pairs), strict=True):
-                self._compute(pair, raw, result, batches)
-                self._progress.advance(self._nbytes(pair))
-            batches.finish()
+        batches = Batches(self._store_alike, limit=self._batch_limit())
+        for result, (pair, raw) in zip(results, self._read(pairs), strict=True):
+            self._compute(pair, raw, result, batches)
+            self._progress.advance(self._nbytes(pair))
+        batches.finish()
         self._refuse_unfit()
         tensors: dict[str, Tensor] = {}
         for pair, result in zip(pairs, results, strict=True):
