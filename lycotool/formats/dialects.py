@@ -77,6 +77,9 @@ class Dialect:
     bias_slot
         What the change of a LoRA's bias is called: ``diff_b``, or ``lora_up.bias`` which is
         scaled like the weight; None where readers know neither.
+    one_kind
+        Whether readers configure all modules of a component alike: a bias change or DoRA on
+        one is looked for on all.
     embeddings
         Whether textual inversions (``bundle_emb``) may be carried along.
     is_folder
@@ -107,6 +110,7 @@ class Dialect:
     dora_axes: frozenset[str] = frozenset()
     dora_slot: str = "dora_scale"
     bias_slot: str | None = None
+    one_kind: bool = False
     embeddings: bool = False
     is_folder: bool = False
     families: frozenset[str] | None = None
@@ -197,6 +201,7 @@ DIALECTS: Mapping[str, Dialect] = {
             dora_axes=frozenset({"out"}),
             dora_slot="lora_magnitude_vector",
             bias_slot="lora_up.bias",
+            one_kind=True,
         ),
         Dialect(
             name="diffusers-legacy",
@@ -225,7 +230,7 @@ DIALECTS: Mapping[str, Dialect] = {
             dotted=True,
             suffixes=_PEFT_SUFFIXES,
             alpha="config",
-            algorithms=_LORA | {"loha", "lokr"},
+            algorithms=_LORA | {"loha"},  # LoKr's shapes follow from options that no file tells
             dora_axes=frozenset({"out"}),
             dora_slot="lora_magnitude_vector",
             is_folder=True,

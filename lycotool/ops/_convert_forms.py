@@ -141,8 +141,14 @@ class Form:
         )
 
 
-def read_form(adapter: Adapter, module: AdapterModule) -> Form:
-    """A module as it is stored."""
+def read_form(adapter: Adapter, module: AdapterModule, *, pointwise: tuple[str, ...] = ()) -> Form:
+    """A module as it is stored.
+
+    Parameters
+    ----------
+    pointwise
+        Endings of the paths of 1x1 convolutions, which LoHa and LoKr store as matrices.
+    """
     unused = {slot.name for slot in module.detected.layout.slots if slot.unused}
     slots = {
         slot: adapter.store.tensor(key)
@@ -156,6 +162,10 @@ def read_form(adapter: Adapter, module: AdapterModule) -> Form:
     columns = outline(module)[1]
     if columns is not None and columns % math.prod(kernel):
         kernel = ()
+    component, path = split_name(module.name).place
+    is_lora = "lora_up.weight" in slots  # whose factors tell the layer's dimensions themselves
+    if not kernel and not is_lora and component == "unet" and path.endswith(pointwise or ("\0",)):
+        kernel = (1, 1)
     stored = {slot: tensor.dtype for slot, tensor in slots.items()}
     return Form(slots, module.detected, module.dims, alpha, kernel, stored, adapter.reading)
 
@@ -262,6 +272,14 @@ def as_full(form: Form, base: Tensor | None, shape: tuple[int, ...]) -> Form:
     if bias is not None:
         slots["diff_b"] = bias
     return form.with_slots(slots, 1.0, computed=True)
+
+
+def with_bias(form: Form) -> Form:
+    """The same LoRA with a bias change, zero where it has none."""
+    if form.slots.keys() & {"diff_b", "lora_up.bias"}:
+        return form
+    up = form.slots["lora_up.weight"]
+    return form.with_slots({**form.slots, "lora_up.bias": up.new_zeros(up.shape[0])}, form.scale)
 
 
 def _as_factors(form: Form, low: LowRank, scale: float) -> Form:

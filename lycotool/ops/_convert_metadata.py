@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ _NETWORK_METADATA = frozenset({
 })  # fmt: skip
 
 _PEFT_PREFIX = "base_model.model."
-_PEFT_KINDS = {"loha": "LOHA", "lokr": "LOKR"}
+_PEFT_KINDS = {"loha": "LOHA"}
 
 
 def metadata_for(
@@ -125,8 +126,6 @@ def peft_config(made: Sequence[tuple[str, Form, Rendered]], adapter: Adapter) ->
     ranks = {path: r.rank for path, (_, _, r) in zip(paths, made, strict=True) if r.rank is not None}
     alphas = {path: r.alpha for path, (_, _, r) in zip(paths, made, strict=True) if r.alpha is not None}
     rank = _commonest(ranks.values(), 1)
-    # PEFT scales a LoKr of two whole factors too, which has no rank; its scale is 1.
-    alphas = {path: alphas.get(path, float(rank)) for path in paths}
     alpha = _commonest(alphas.values(), 1.0)
     config: dict[str, object] = {
         "peft_type": kind,
@@ -137,12 +136,11 @@ def peft_config(made: Sequence[tuple[str, Form, Rendered]], adapter: Adapter) ->
         "lora_alpha" if kind == "LORA" else "alpha": alpha,
         "rank_pattern": {_pattern(p, paths): value for p, value in ranks.items() if value != rank},
         "alpha_pattern": {_pattern(p, paths): value for p, value in alphas.items() if value != alpha},
-        "target_modules": paths,
+        # A list would match the ends of other modules' names; an expression has to match the whole.
+        "target_modules": "|".join(re.escape(path) for path in paths),
     }
     if kind == "LORA":
         config |= {"use_dora": bool(with_dora), "use_rslora": False, "bias": "none", "fan_in_fan_out": False}
-    if kind == "LOKR":
-        config["decompose_both"] = any("lokr_w1_a" in form.slots for _, form, _ in made)
     return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 

@@ -248,6 +248,8 @@ def obstacle(dialect: Dialect, detected: Detected, slots: Iterable[str]) -> str 
         return f"{dialect.name} has no CP core"
     if "bias_indices" in present and not dialect.sparse:
         return f"{dialect.name} has no sparse part"
+    if dialect.one_kind and detected.dora_axis is not None and present & {"diff_b", "lora_up.bias"}:
+        return f"{dialect.name} has no DoRA with a bias change"
     if present & {"diff_b", "lora_up.bias"} and dialect.bias_slot is None and "diff" not in present:
         return f"{dialect.name} has no bias changes"
     return None

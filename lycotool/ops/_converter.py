@@ -33,6 +33,7 @@ from lycotool.ops._convert_forms import (
     rows_of,
     stacked,
     swapped_halves,
+    with_bias,
     without_core,
 )
 from lycotool.ops._convert_metadata import metadata_for, peft_config
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 #: How many eps of the coarsest stored dtype a verified module may be off by: each factor is
 #: rounded once, and products of two to four of them add up.
 _ROUNDING = 4.0
+
+#: Slots of a LoRA that change a bias.
+_LORA_BIASES = frozenset({"diff_b", "lora_up.bias"})
 
 _PEFT_WEIGHTS, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -159,12 +163,37 @@ class Converter:
     def _all(self, plan: Plan) -> list[_Made]:
         made = [one for target in plan.targets if (one := self._make(target)) is not None]
         made = [one for one in made if not self._faults.keys() & set(one.target.names)]
+        if self._dialect.one_kind:
+            made = self._alike(made)
         self._refuse_faults(made)
         for one in made:
             one.rendered = render(
                 one.form, one.target.name, self._dialect, dtype=self._options.dtype, path=self._adapter.path
             )
         return made
+
+    def _alike(self, made: list[_Made]) -> list[_Made]:
+        """Modules of one component that readers configure alike: all with DoRA, and biases, or none.
+
+        A bias that is missing becomes zero; the rarer of modules with and without DoRA are
+        faults.
+        """
+        components: dict[str, list[_Made]] = {}
+        for one in made:
+            components.setdefault(one.target.component, []).append(one)
+        kept: list[_Made] = []
+        for group in components.values():
+            with_dora = [one for one in group if one.form.detected.dora_slot is not None]
+            without = [one for one in group if one.form.detected.dora_slot is None]
+            rarer, usual = sorted((with_dora, without), key=len)
+            for one in rarer:
+                reason = f"{self._dialect.name} reads DoRA on all modules of a component or on none"
+                self._faults |= dict.fromkeys(one.target.names, reason)
+            if any(one.form.slots.keys() & _LORA_BIASES for one in usual):
+                for one in usual:
+                    one.form = with_bias(one.form)
+            kept += usual
+        return kept
 
     # --- what cannot be ------------------------------------------------------------------
 
@@ -265,7 +294,7 @@ class Converter:
 
     def _source(self, module: AdapterModule) -> _Source:
         """A module of the input, in the algorithm it is to have."""
-        read = read_form(self._adapter, module)
+        read = read_form(self._adapter, module, pointwise=self._families[0].pointwise)
         try:
             read.check_magnitude()
             found = self._changed(module, read)

@@ -339,7 +339,7 @@ HOLDS: Mapping[str, set[str]] = {
     "lycoris": set(FORMS),
     "diffusers": LORA_FORMS | DORA_FORMS | {"lora + bias", "lora + up bias"},
     "diffusers-legacy": LORA_FORMS,
-    "peft": LORA_FORMS | DORA_FORMS | LOKR_FORMS | {"loha"},
+    "peft": LORA_FORMS | DORA_FORMS | {"loha"},
     "comfyui": set(FORMS)
     - {"lora + sparse", "ia3 (out)", "ia3 (in)", "tlora", "diag-oft (rescale)", "diag-oft (old)"},
     "onetrainer": LORA_FORMS | DORA_FORMS | {"lora + dora (in)", "loha", "loha + dora (out)"},
@@ -982,7 +982,7 @@ def test_ranks_and_alphas_of_a_folder_stand_in_its_configuration() -> None:
     assert config["peft_type"] == "LORA"
     assert config["use_rslora"] is False
     assert config["use_dora"] is False
-    assert sorted(config["target_modules"]) == sorted(
+    assert sorted(str(config["target_modules"]).replace("\\", "").split("|")) == sorted(
         key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
         for key in file.tensors if key.endswith("lora_A.weight")
     )  # fmt: skip
@@ -1040,21 +1040,11 @@ def test_peft_scales_two_whole_factors_of_lokr_and_nobody_else_does() -> None:
     product = torch.kron(*(t.double() for t in factors.values()))
     _, out = convert(folder, "lycoris.kohya", "--arch", "sd1")
     assert torch.equal(weight(out, "lycoris.kohya"), 0.25 * product)
-    _, back = convert(out.rename("there.safetensors"), "peft", "--arch", "sd1")
-    assert contents(back).config["peft_type"] == "LOKR"
-    assert torch.equal(weight(back, "peft"), 0.25 * product)
-
-
-def test_whole_factors_beside_decomposed_ones_keep_their_scale() -> None:
-    tensors = {**slots("lokr (full)"), **slots("lokr", (24, 10, 3, 3), CONV, alpha=1.0)}
-    source = write(Path("a.safetensors"), tensors)
-    _, out = convert(source, "peft", "--arch", "sd1")
-    assert_same(effects(source, "lycoris.kohya", SD1_LAYERS), effects(out, "peft", SD1_LAYERS))
 
 
 @pytest.mark.parametrize(
     "forms",
-    [("lora", "loha"), ("lora", "lora + dora (out)"), ("loha", "lokr")],
+    [("lora", "loha"), ("lora", "lora + dora (out)")],
     ids="+".join,
 )
 def test_a_folder_has_one_kind_of_module(forms: tuple[str, str]) -> None:

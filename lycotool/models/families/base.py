@@ -60,6 +60,9 @@ class Family:
     beside
         Beginnings of paths in diffusers' naming that are components of their own there:
         they stand beside ``diffusers_prefix``, not under it.
+    pointwise
+        Endings of diffusers' paths, flattened, of layers that are 1x1 convolutions here and
+        linear layers in families with the same names.
     partial
         Names that some program has for the first parts of a module: ending, ending of the
         module, number of parts.
@@ -80,6 +83,7 @@ class Family:
     kohya: Naming
     diffusers_prefix: str
     beside: tuple[str, ...] = ()
+    pointwise: tuple[str, ...] = ()
     partial: tuple[tuple[str, str, int], ...] = ()
     marks: tuple[str, ...] = ()
     blocks: tuple[tuple[str, str], ...] = ()

@@ -20,6 +20,7 @@ SD1 = Family(
     text_encoders={"te1": clip("lora_te_", "text_encoder.", "clip_l")},
     kohya="diffusers",
     diffusers_prefix="unet.",
+    pointwise=("_proj_in", "_proj_out"),
     blocks=BLOCKS,
     metadata=("stable-diffusion-v1", "sd_v1", "sd_1"),
     base_model_version="sd_v1",
