@@ -743,10 +743,12 @@ def test_parts_with_scales_of_their_own_are_fused() -> None:
 
 def test_a_faulty_part_is_named_with_those_it_would_be_fused_with() -> None:
     names = [f"lycoris_transformer_blocks_0_attn_to_{part}" for part in "qkv"]
-    tensors = {**slots("lora", (12, 10), names[0]), **slots("ia3 (in)", (12, 10), names[1])}
+    tensors = {**slots("lora", (12, 10), names[0]), **slots("loha", (12, 10), names[1])}
     tensors |= {**slots("lora", (12, 10), names[2]), **slots("lora", (12, 10), "lycoris_x_embedder")}
     source = write(Path("a.safetensors"), tensors)
-    assert named_in(refuse(source, "networks.lora", "--arch", "flux1")) == set(names)
+    message = refuse(source, "networks.lora", "--arch", "flux1")
+    assert named_in(message) == set(names)
+    assert message.count("has no loha") == 1
     report, out = convert(source, "networks.lora", "--arch", "flux1", "--drop")
     assert report["dropped"].keys() == set(names)
     assert {key.split(".")[0] for key in read(out)} == {"lora_unet_img_in"}

@@ -469,7 +469,9 @@ PEFT = [
     Case("lumina2", "peft", "loha", "lycoris.kohya"),
     Case("sd3", "peft", "loha", "lycoris.kohya"),
     Case("sd3", "peft", "lora + dora (out)", "lycoris.kohya"),
-    Case("flux1", "peft", keep=only_proj_out, options=("--arch", "flux1")),  # not the blocks' modules of that name
+    Case(
+        "flux1", "peft", keep=only_proj_out, options=("--arch", "flux1")
+    ),  # not the blocks' modules of that name
 ]
 
 
