@@ -961,6 +961,37 @@ def test_a_bias_is_scaled_where_the_dialect_scales_it(alpha: float) -> None:
     )
 
 
+def test_diffusers_looks_for_a_bias_on_every_module_of_a_component_or_on_none() -> None:
+    tensors = {**slots("lora + bias"), **slots("lora", (24, 10, 3, 3), CONV), **slots("lora", (12, 10), TEXT)}
+    _, out = convert(write(Path("a.safetensors"), tensors), "diffusers", "--arch", "sd1")
+    biases = {key: tensor for key, tensor in read(out).items() if key.endswith("lora_B.bias")}
+    conv = "unet.down_blocks.0.resnets.0.conv1.lora_B.bias"
+    assert biases.keys() == {conv, f"{DOTTED}.lora_B.bias"}
+    assert not biases[conv].any()
+
+
+def test_diffusers_looks_for_dora_on_every_module_of_a_component_or_on_none() -> None:
+    others = [ATTENTION.replace("to_q", f"to_{part}") for part in "kv"]
+    tensors = {**slots("lora + dora (out)"), **slots("lora", (12, 10), TEXT)}
+    tensors |= {key: t for name in others for key, t in slots("lora", name=name).items()}
+    source = write(Path("a.safetensors"), tensors)
+    assert named_in(refuse(source, "diffusers", "--arch", "sd1")) == {ATTENTION}
+    _, out = convert(source, "diffusers", "--arch", "sd1", "--drop")
+    assert not [key for key in read(out) if key.startswith(DOTTED) or "magnitude" in key]
+    both = write(Path("b.safetensors"), slots("lora + dora (out)") | slots("lora", (12, 10), TEXT))
+    convert(both, "diffusers", "--arch", "sd1")  # a text encoder is a component of its own
+
+
+@pytest.mark.parametrize(("arch", "ones"), [("sd1", (1, 1)), ("sd2", ())])
+def test_a_matrix_on_a_pointwise_convolution_gets_its_kernel(arch: str, ones: tuple[int, ...]) -> None:
+    """LoHa stores such a layer of Stable Diffusion 1, which is linear in 2, without its ones."""
+    name = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    source = write(Path("a.safetensors"), slots("loha", name=name))
+    _, out = convert(source, "networks.lora", "--arch", arch, "--algo", "lora")
+    assert read(out)[f"{name}.lora_up.weight"].shape == (24, 9, *ones)
+    assert read(out)[f"{name}.lora_down.weight"].shape == (9, 10, *ones)
+
+
 # --- PEFT folders --------------------------------------------------------------------------
 
 
