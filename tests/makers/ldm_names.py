@@ -17,7 +17,7 @@ from torch import Tensor
 
 StateDict = dict[str, Tensor]
 
-# Every UNet here has two resnets per block, so three slots per block on both sides: the
+# A published UNet has two resnets per block, so three slots per block on both sides: the
 # third is the downsampler going down and a third resnet going up.
 SLOTS_PER_BLOCK = 3
 
@@ -69,23 +69,23 @@ def _swap_prefix(name: str, table: dict[str, str]) -> str:
     return name
 
 
-def _unet_name(name: str, blocks_with_attention: set[int]) -> str:
+def _unet_name(name: str, blocks_with_attention: set[int], slots: int) -> str:
     """Give the LDM name of one diffusers UNet tensor."""
     if found := re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)", name):
         side, block, kind, slot, rest = found.groups()
-        index = SLOTS_PER_BLOCK * int(block) + int(slot)
+        index = slots * int(block) + int(slot)
         # input_blocks.0 is conv_in; output_blocks has nothing before its first block.
         place = f"input_blocks.{index + 1}" if side == "down" else f"output_blocks.{index}"
         if kind == "resnets":
             return f"{place}.0.{_swap_prefix(rest, UNET_RESNET)}"
         return f"{place}.1.{rest}"
     if found := re.match(r"down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.+)", name):
-        return f"input_blocks.{SLOTS_PER_BLOCK * (int(found[1]) + 1)}.0.op.{found[2]}"
+        return f"input_blocks.{slots * (int(found[1]) + 1)}.0.op.{found[2]}"
     if found := re.match(r"up_blocks\.(\d+)\.upsamplers\.0\.conv\.(.+)", name):
         block_index = int(found[1])
         # The upsampler follows the attention of the last slot, or the resnet if there is none.
         position = 2 if block_index in blocks_with_attention else 1
-        last = SLOTS_PER_BLOCK * block_index + 2
+        last = slots * block_index + slots - 1
         return f"output_blocks.{last}.{position}.conv.{found[2]}"
     if found := re.match(r"mid_block\.resnets\.(\d+)\.(.+)", name):
         return f"middle_block.{2 * int(found[1])}.{_swap_prefix(found[2], UNET_RESNET)}"
@@ -94,11 +94,11 @@ def _unet_name(name: str, blocks_with_attention: set[int]) -> str:
     return _swap_prefix(name, UNET_ROOTS)
 
 
-def unet_to_ldm(state: StateDict) -> StateDict:
+def unet_to_ldm(state: StateDict, slots: int = SLOTS_PER_BLOCK) -> StateDict:
     """Rename a diffusers UNet of SD1, SD2 or SDXL; without the file's prefix."""
     found = (re.match(r"up_blocks\.(\d+)\.attentions\.", name) for name in state)
     with_attention = {int(match[1]) for match in found if match}
-    return {_unet_name(name, with_attention): tensor for name, tensor in state.items()}
+    return {_unet_name(name, with_attention, slots): tensor for name, tensor in state.items()}
 
 
 def vae_to_ldm(state: StateDict) -> StateDict:
