@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
     import numpy as np
+
+Item = TypeVar("Item")
 
 #: Keeps the seeds apart from any other use of BLAKE2b on the same text.
 _PERSON = b"lycotool"
@@ -60,3 +63,18 @@ def numpy_generator(seed: int, purpose: str, *indices: int) -> np.random.Generat
     import numpy as np
 
     return np.random.Generator(np.random.Philox(key=seed_of(seed, purpose, *indices)))
+
+
+def uniforms(count: int, seed: int, purpose: str, *indices: int) -> list[float]:
+    """``count`` numbers of [0, 1), multiples of 2^-53; longer lists begin with the shorter ones.
+
+    They come from Philox's raw bits: NumPy promises those for ever, its distributions it does not.
+    """
+    raw = numpy_generator(seed, purpose, *indices).bit_generator.random_raw(count)
+    return [int(bits) / 2**53 for bits in raw >> 11]
+
+
+def shuffled(items: Sequence[Item], seed: int, purpose: str, *indices: int) -> list[Item]:
+    """The items in an order in which each permutation is equally likely."""
+    keys = numpy_generator(seed, purpose, *indices).bit_generator.random_raw(len(items))
+    return [items[place] for place in keys.argsort(kind="stable")]
