@@ -1,0 +1,175 @@
+"""The optimizer of a run: groups with learning rates, gradient clipping, one step, its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lycotool.errors import BadInputError, UsageError
+from lycotool.lazy import torch
+from lycotool.training.optimizers import known as registry
+from lycotool.training.optimizers.arguments import accepted_by, read_arguments
+from lycotool.training.optimizers.flat import flatten
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters with one learning rate; ``name`` says whose they are."""
+
+    name: str
+    lr: float
+    parameters: tuple[Parameter, ...]
+
+
+class Stepper:
+    """Moves the parameters of some groups by an optimizer.
+
+    Gradients are allocated once and stay where they are. For an optimizer that works element by
+    element, a group's parameters are views of one buffer.
+
+    Parameters
+    ----------
+    groups
+        Not empty; all on one device.
+    name, arguments
+        See :mod:`lycotool.training.optimizers.known` and ``arguments``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such optimizer, an argument is unknown, or it cannot have these groups.
+    """
+
+    def __init__(self, groups: Sequence[Group], name: str, arguments: Sequence[str] = ()) -> None:
+        entry = registry.find(name)
+        cls = registry.load(entry, name)
+        values = {**entry.defaults, **read_arguments(arguments, accepted_by(cls), what=name)}
+        self.groups = tuple(groups)
+        self.name = name
+        self.arguments = values
+        self.sets_own_lr = bool(values.get("relative_step"))
+        device = groups[0].parameters[0].device
+        self._tensors: list[list[Parameter]] = [
+            [flatten(group.parameters)] if entry.elementwise else _with_gradients(group.parameters)
+            for group in groups
+        ]
+        if name.lower() == "prodigy" and len({group.lr for group in groups if group.lr}) > 1:
+            raise UsageError(
+                "prodigy finds one step size, so all learning rates must be equal",
+                hint="leave `--unet-lr`, `--te-lr` and LoRA+ ratios away; 0 freezes a part",
+            )
+        captured = name.lower() == "adamw" and device.type == "cuda"
+        if name.lower() == "adamw":
+            values = {"fused": True, "capturable": captured} | values
+        parameters = [
+            {"params": tensors, "lr": torch.tensor(group.lr, device=device) if captured else group.lr}
+            for group, tensors in zip(groups, self._tensors, strict=True)
+        ]
+        if self.sets_own_lr:
+            values |= {"lr": None}
+            for entries in parameters:
+                entries.pop("lr")
+        self.optimizer: torch.optim.Optimizer = cls(parameters, **values)
+        self.train_mode(True)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """All gradients, in the fewest tensors there are."""
+        return [t.grad for tensors in self._tensors for t in tensors if t.grad is not None]
+
+    def zero_grad(self) -> None:
+        """Set gradients to zero where they are."""
+        for gradient in self.gradients:
+            gradient.zero_()
+
+    def norm(self) -> Tensor:
+        """The 2-norm of all gradients, on the device."""
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in self.gradients])
+        whole: Tensor = torch.linalg.vector_norm(norms)
+        return whole
+
+    def clip(self, norm: Tensor, limit: float) -> None:
+        """Scale gradients to a norm of at most ``limit`` (0: no limit); none at all if it is not finite.
+
+        ``g·min(1, limit/(norm + 1e-6))``, as ``torch.nn.utils.clip_grad_norm_``. A step with a NaN
+        must not spoil the parameters before the loop has looked at the loss.
+        """
+        finite = norm.isfinite()
+        factor = finite.to(norm.dtype)
+        if limit > 0:
+            factor = torch.where(finite, (limit / (norm + 1e-6)).clamp_max(1.0), 0.0)
+        for gradient in self.gradients:
+            torch.nan_to_num_(gradient, nan=0.0, posinf=0.0, neginf=0.0).mul_(factor)
+
+    def step(self, factors: Sequence[float]) -> None:
+        """One step, every group's learning rate multiplied by its factor."""
+        for group, entry, factor in zip(self.groups, self.optimizer.param_groups, factors, strict=True):
+            if self.sets_own_lr:
+                continue
+            if isinstance(entry["lr"], torch.Tensor):
+                entry["lr"].fill_(group.lr * factor)
+            else:
+                entry["lr"] = group.lr * factor
+        self.optimizer.step()
+
+    def train_mode(self, training: bool) -> None:
+        """For schedule-free optimizers, whose parameters differ while training."""
+        change = getattr(self.optimizer, "train" if training else "eval", None)
+        if callable(change):
+            change()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and the rest as JSON can hold it."""
+        whole = self.optimizer.state_dict()
+        tensors: dict[str, Tensor] = {}
+        numbers: dict[str, dict[str, Any]] = {}
+        for index, entries in whole["state"].items():
+            for key, value in entries.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{index}.{key}"] = value
+                else:
+                    numbers.setdefault(str(index), {})[key] = value
+        groups = [
+            {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in group.items() if k != "params"}
+            for group in whole["param_groups"]
+        ]
+        return tensors, {"numbers": numbers, "groups": groups}
+
+    def load_state(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state` gave.
+
+        Raises
+        ------
+        BadInputError
+            If it is not of these groups.
+        """
+        whole = self.optimizer.state_dict()
+        if len(rest["groups"]) != len(whole["param_groups"]):
+            raise BadInputError(
+                f"the state has {len(rest['groups'])} optimizer groups, the training {len(self.groups)}"
+            )
+        state: dict[int, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+        for index, entries in rest["numbers"].items():
+            state.setdefault(int(index), {}).update(entries)
+        for group, stored in zip(whole["param_groups"], rest["groups"], strict=True):
+            for key, value in stored.items():
+                like = group.get(key)
+                if isinstance(like, torch.Tensor):
+                    group[key] = torch.full_like(like, value)
+                else:
+                    group[key] = tuple(value) if isinstance(value, list) else value
+        self.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+
+
+def _with_gradients(parameters: Sequence[Parameter]) -> list[Parameter]:
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    return list(parameters)
