@@ -1,0 +1,34 @@
+"""TOML files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from lycotool.errors import BadInputError, UsageError
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A TOML file as a dict.
+
+    Raises
+    ------
+    UsageError
+        If there is no such file.
+    BadInputError
+        If it cannot be read or is not TOML, with the place of the fault.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UsageError("no such file", path=path) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"cannot be read: {error}", path=path) from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInputError(f"is no TOML: {error}", path=path) from None
