@@ -22,10 +22,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     if sys.version_info >= (3, 11):
         import tomllib
     else:
-        import tomli as tomllib
+        import tomli as tomllib  # the same, before it came into the language
 
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        document: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return document
     except FileNotFoundError:
         raise UsageError("no such file", path=path) from None
     except (OSError, UnicodeDecodeError) as error:
