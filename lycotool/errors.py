@@ -116,3 +116,10 @@ class CheckError(LycotoolError):
     """A check the user asked for found something."""
 
     exit_code = 10
+
+
+def listed(names: Sequence[str], limit: int = 20) -> list[str]:
+    """At most ``limit`` names, and a last line that counts the rest."""
+    if len(names) <= limit:
+        return list(names)
+    return [*names[:limit], f"… and {len(names) - limit} more"]

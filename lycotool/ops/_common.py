@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from lycotool import __version__
 from lycotool.algorithms.base import DEFAULT_READING, Reading
 from lycotool.errors import IncompatibleError, NumericError, UsageError
+from lycotool.errors import listed as listed
 from lycotool.io.dtypes import FLOATING, OPTION_DTYPES, to_torch
 from lycotool.lazy import torch
 from lycotool.linalg.finite import extremes
@@ -216,10 +217,3 @@ def refuse_scaled(store: TensorStore, key: str) -> None:
             key=key,
             hint="use the fp16 or bf16 version of this checkpoint",
         )
-
-
-def listed(names: Sequence[str], limit: int = 20) -> list[str]:
-    """At most ``limit`` names, and a last line that counts the rest."""
-    if len(names) <= limit:
-        return list(names)
-    return [*names[:limit], f"… and {len(names) - limit} more"]

@@ -9,6 +9,8 @@ from lycotool.training.data.batches import plan_epoch, plan_validation
 from lycotool.training.data.captions import caption_of
 from lycotool.training.data.dataset import Batch, Dataset, Example, Sample, Subset
 from lycotool.training.data.options import DataOptions, parse_resolution
+from lycotool.training.data.reading import read_dataset
+from lycotool.training.data.tokens import Tokenizer
 
 __all__ = [
     "Batch",
@@ -17,8 +19,10 @@ __all__ = [
     "Example",
     "Sample",
     "Subset",
+    "Tokenizer",
     "caption_of",
     "parse_resolution",
     "plan_epoch",
     "plan_validation",
+    "read_dataset",
 ]
