@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lycotool.errors import BadInputError, UsageError
+from lycotool.io.toml import read_toml
 from lycotool.training.data.faults import Findings
 from lycotool.training.data.folders import images_in, source_of
 from lycotool.training.data.metadata import metadata_source
@@ -196,33 +196,15 @@ def _located(name: str, file: Path) -> Path:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() == ".toml":
+        return read_toml(path)
     try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadInputError("is not UTF-8", path=path) from None
-    except OSError as error:
-        raise UsageError(f"cannot be read: {(error.strerror or str(error)).lower()}", path=path) from None
-    try:
-        document = json.loads(text) if path.suffix.lower() == ".json" else _toml(text)
-    except ValueError as error:
-        kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
-        raise BadInputError(f"is not {kind}: {error}", path=path) from None
+        document = json.loads(path.read_text("utf-8-sig"))
+    except ValueError as error:  # not JSON, not UTF-8
+        raise BadInputError(f"is not JSON: {error}", path=path) from None
     if not isinstance(document, dict):
         raise BadInputError("is no dataset file: expected an object", path=path)
     return document
-
-
-def _toml(text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        try:
-            import tomli as tomllib
-        except ImportError:
-            raise UsageError(
-                "TOML files need the package tomli", hint="`pip install 'lycotool[train]'`"
-            ) from None
-    return tomllib.loads(text)
 
 
 _TYPES = get_type_hints(DataOptions)
