@@ -13,10 +13,11 @@ Names used throughout: ``W`` the base weight of shape ``(out, in, *kernel)``, ``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from lycotool.algorithms.training import Training, Untrainable
     from lycotool.lazy import torch
     from lycotool.linalg.low_rank import LowRank
 
@@ -185,6 +186,25 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Advice:
+    """A recommendation.
+
+    Parameters
+    ----------
+    text
+        In words.
+    on
+        The values it is about: ``dim``, ``alpha``, ``factor``, ``learning_rate``.
+    holds
+        Whether such values follow it; None where no value can tell.
+    """
+
+    text: str
+    on: frozenset[str] = frozenset()
+    holds: Callable[[Mapping[str, float]], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """How to read what files leave open; the defaults are what `design` decided.
 
@@ -229,13 +249,18 @@ class Dims:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a formula gets: the tensors of one module and the numbers that go with them."""
+    """What a formula gets: the tensors of one module and the numbers that go with them.
+
+    ``switches`` holds values of switch slots that the caller has read already, so that no
+    formula waits for a tensor on the way.
+    """
 
     tensors: Tensors
     layout: Layout
     sizes: Sizes
     dims: Dims
     reading: Reading = DEFAULT_READING
+    switches: Mapping[str, bool] = field(default_factory=dict)
 
     def __getitem__(self, slot: str) -> torch.Tensor:
         return self.tensors[slot]
@@ -246,6 +271,10 @@ class Bound:
     def get(self, slot: str) -> torch.Tensor | None:
         """The slot's tensor, or None where the module does not have it."""
         return self.tensors.get(slot)
+
+    def switch(self, slot: str) -> bool:
+        """Whether a slot that holds a switch is on."""
+        return self.switches[slot] if slot in self.switches else bool(self.tensors[slot].item())
 
     def size(self, symbol: str) -> int:
         """The size bound to a symbol."""
@@ -315,8 +344,10 @@ class Algorithm:
         Whether trainers put DoRA over it.
     merge, merge_conv_cp, resize, resize_conv_cp
         The rules; the ``conv_cp`` ones default to the plain ones.
+    training
+        How it is trained, or why it cannot be.
     advice
-        Recommended ranges, in words: warn, never refuse.
+        What is recommended, and how that is checked: warn, never refuse.
     """
 
     name: str
@@ -327,6 +358,7 @@ class Algorithm:
     delta: DeltaFn
     merge: Rule
     resize: Rule
+    training: Training | Untrainable
     needs_base: bool = False
     bias_delta: Callable[[Bound], torch.Tensor | None] | None = None
     factors: Callable[[Bound], LowRank | None] | None = None
@@ -337,7 +369,20 @@ class Algorithm:
     allows_dora: bool = False
     merge_conv_cp: Rule | None = None
     resize_conv_cp: Rule | None = None
-    advice: str = ""
+    advice: tuple[Advice, ...] = ()
+
+    @property
+    def advice_text(self) -> str:
+        """All advice, for `inspect`."""
+        return "; ".join(advice.text for advice in self.advice)
+
+    def warnings(self, values: Mapping[str, float]) -> list[str]:
+        """The advice that these values do not follow; advice on other values is left out."""
+        return [
+            f"{self.name}: {advice.text}"
+            for advice in self.advice
+            if advice.holds is not None and advice.on <= values.keys() and not advice.holds(values)
+        ]
 
 
 def stored_bias(module: Bound) -> torch.Tensor | None:

@@ -12,16 +12,32 @@ from typing import TYPE_CHECKING
 from lycotool.algorithms.base import Algorithm, Bound, Layout, Rule, Shape, Sizes, Slot, size_of, unknown
 from lycotool.algorithms.oft import (
     CONSTRAINT,
+    ORTHOGONAL_ARGUMENTS,
     RESCALE,
     bound_of,
+    cost,
     dims,
     orthogonal_rule,
     rescaled_delta,
+    start_rotations,
 )
-from lycotool.linalg.rotations import butterfly_order, cayley_minus_identity, rotate_blocks
+from lycotool.algorithms.training import (
+    Arguments,
+    CannotTrainError,
+    Start,
+    Structured,
+    Training,
+    on_rows,
+    zeros,
+)
+from lycotool.linalg.factorization import butterfly_factorization
+from lycotool.linalg.rotations import cayley_minus_identity, from_butterfly, rotate_blocks, to_butterfly
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lycotool.algorithms.layer import TrainableLayer
+    from lycotool.lazy import torch
 
 
 def _stages_fit(sizes: Sizes) -> bool:
@@ -47,10 +63,25 @@ def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     rows = base.flatten(1)
     change = rows.new_zeros(rows.shape)  # R_i … R_1 W - W, which keeps the digits of small turns
     for stage, turn in enumerate(turns):
-        order = butterfly_order(shape[0], turn.shape[-1], stage).to(rows.device)
-        step = rotate_blocks(turn, (rows + change)[order])
-        change = change.index_add(0, order, step)
+        block = turn.shape[-1]
+        step = rotate_blocks(turn, to_butterfly(rows + change, block, stage))
+        change = change + from_butterfly(step, block, stage)
     return rescaled_delta(module, change.reshape(shape), base)
+
+
+def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:
+    """``B = 0`` in as many stages as mix all rows; ``dim`` bounds the block.
+
+    Source: LyCORIS ``modules/boft.py``.
+    """
+    found = butterfly_factorization(layer.out, arguments.rank)
+    if found is None:
+        raise CannotTrainError(
+            f"{layer.out} rows have no butterfly with even blocks up to dim {arguments.rank}"
+        )
+    block, blocks = found
+    stages = blocks.bit_length()  # log2(blocks) + 1
+    return start_rotations(BUTTERFLY, zeros(stages, blocks, block, block), layer, arguments)
 
 
 BOFT = Algorithm(
@@ -63,4 +94,11 @@ BOFT = Algorithm(
     needs_base=True,
     merge=orthogonal_rule("BOFT"),
     resize=Rule(False, "a rotation has no rank"),
+    training=Training(
+        arguments=ORTHOGONAL_ARGUMENTS,
+        init=init,
+        learning_rate=2e-4,
+        structured=Structured(output=on_rows(delta), cost=cost, any_groups=True),
+        shrinking="parameters",
+    ),
 )

@@ -20,6 +20,10 @@ from lycotool.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lycotool.algorithms.layer import TrainableLayer
+    from lycotool.algorithms.training import BaseFn
+    from lycotool.linalg.low_rank import LowRank
+
 Axis = Literal["out", "in"]
 Convention = Literal["linear", "lycoris", "peft"]
 
@@ -106,7 +110,8 @@ def delta(
 
     def direction(v: Tensor) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(v, dim=others, keepdim=True)
-        return magnitude * v / norm.clamp_min(torch.finfo(v.dtype).tiny)
+        # In this order an untrained magnitude, which is the norm, gives V exactly.
+        return magnitude / norm.clamp_min(torch.finfo(v.dtype).tiny) * v
 
     if convention == "peft":
         return direction(base + strength * inner) - base
@@ -114,3 +119,66 @@ def delta(
     if convention == "lycoris":
         return strength * (direction(v) - v) + inner
     return strength * (direction(v) - base)
+
+
+# --- training ------------------------------------------------------------------------------
+
+
+def squared_norms(weight: Tensor, axis: Axis) -> Tensor:
+    """``‖W‖²`` of each output row or input column, a vector."""
+    kept = 0 if axis == "out" else 1
+    return weight.square().sum([dim for dim in range(weight.ndim) if dim != kept])
+
+
+def initial(squares: Tensor, axis: Axis, shape: Shape) -> Tensor:
+    """The magnitude that changes nothing: the norms of W, ``(out, 1…)`` or ``(1, in, 1…)``."""
+    size = [1] * len(shape)
+    size[0 if axis == "out" else 1] = -1
+    return squares.sqrt().reshape(size)
+
+
+def squared_norms_of_sum(weight: Tensor, squares: Tensor, low: LowRank, axis: Axis) -> Tensor:
+    """``‖W + up @ down‖²`` along ``axis`` from ``squares = ‖W‖²``, without the sum.
+
+    ``‖W‖² + 2 Σ W ∘ (up @ down) + ‖up @ down‖²``; the two inner products reduce to products
+    with one factor. Products with W are done in its dtype.
+    """
+    up, down = low.up, low.folded().down  # (o, r), (r, i·k)
+    flat = weight.flatten(1)
+    if axis == "out":
+        cross = ((flat @ down.T.to(flat.dtype)).to(up.dtype) * up).sum(1)
+        own = (up @ (down @ down.T) * up).sum(1)
+        return squares + 2 * cross + own
+    cross = ((up.T.to(flat.dtype) @ flat).to(up.dtype) * down).sum(0)
+    own = ((up.T @ up) @ down * down).sum(0)
+    return squares + torch.unflatten(2 * cross + own, 0, (weight.shape[1], -1)).sum(1)
+
+
+def output(
+    magnitude: Tensor,
+    axis: Axis,
+    low: LowRank,
+    layer: TrainableLayer,
+    x: Tensor,
+    base: BaseFn,
+    *,
+    weight: Tensor,
+    squares: Tensor,
+) -> Tensor:
+    """``op(x, m · V / ‖V‖)`` for ``V = W + up @ down``, without V.
+
+    Parameters
+    ----------
+    base
+        ``x -> op(x, W)``.
+    squares
+        ``squared_norms(weight, axis)``.
+    """
+    norms = squared_norms_of_sum(weight, squares, low, axis)
+    gain = magnitude.flatten() / norms.clamp_min(torch.finfo(norms.dtype).tiny).sqrt()
+    if axis == "in":
+        x = x + layer.channels(gain - 1, x) * x
+        return base(x) + layer.low_rank(x, low)
+    direction = base(x) + layer.low_rank(x, low)
+    # gain - 1 keeps the digits that the gain itself loses in half precision.
+    return direction + layer.channels(gain - 1, direction) * direction

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
+    Advice,
     Algorithm,
     Bound,
     Layout,
@@ -22,10 +23,13 @@ from lycotool.algorithms.base import (
     unknown,
 )
 from lycotool.algorithms.rows import agree, modules_of, stack_slots, take_axis
+from lycotool.algorithms.training import Arguments, Start, Training, zeros
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lycotool.algorithms.layer import TrainableLayer
 
 DIFF = Layout(
     name="diff",
@@ -68,6 +72,12 @@ def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float] | 
     return stack_slots(parts, "diff", "diff_b"), 1.0
 
 
+def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:
+    """Zeros."""
+    trained = {"diff": zeros(*layer.shape)}
+    return Start(DIFF, {**trained, "diff_b": zeros(layer.out)} if layer.bias else trained)
+
+
 FULL = Algorithm(
     name="full",
     title="full (native fine-tuning difference)",
@@ -83,5 +93,12 @@ FULL = Algorithm(
     resize=Rule(
         False, "a full difference has no rank", "`lycotool bake` it and `lycotool extract` at a rank"
     ),
-    advice="a learning rate near 5e-6 is recommended",
+    training=Training(arguments=frozenset(), init=init, learning_rate=2e-6, shrinking="linear"),
+    advice=(
+        Advice(
+            "a learning rate near 5e-6 is recommended",
+            frozenset({"learning_rate"}),
+            lambda v: 1e-6 <= v["learning_rate"] <= 2e-5,
+        ),
+    ),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
     ALPHA,
+    Advice,
     Algorithm,
     Bound,
     Dims,
@@ -25,10 +26,24 @@ from lycotool.algorithms.base import (
     size_of,
 )
 from lycotool.algorithms.rows import take_along
+from lycotool.algorithms.training import (
+    LORA_PLUS_ARGUMENTS,
+    RANK_ARGUMENTS,
+    Arguments,
+    BaseFn,
+    Start,
+    Structured,
+    Training,
+    kaiming,
+    zeros,
+)
 from lycotool.lazy import torch
+from lycotool.linalg.low_rank import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lycotool.algorithms.layer import TrainableLayer
 
 
 def _is_low_rank(sizes: Sizes) -> bool:
@@ -123,6 +138,39 @@ def take_rows(module: Bound, index: Tensor) -> dict[str, Tensor] | None:
     return take_along(module, {"out": index}) if _is_low_rank(module.sizes) else None
 
 
+def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:
+    """``a1`` and ``b1`` uniform, ``a2`` and ``b2`` zero; all uniform with ``use_scalar``.
+
+    Source: LyCORIS ``modules/glora.py``.
+    """
+    rank, ones = arguments.rank, (1,) * len(layer.kernel)
+
+    def right(*shape: int) -> Tensor:
+        return kaiming(shape, generator) if arguments.use_scalar else zeros(*shape)
+
+    trained = {
+        "a1.weight": kaiming((layer.shape[1], rank, *ones), generator),
+        "a2.weight": right(rank, layer.shape[1], *ones),
+        "b1.weight": kaiming((layer.out, rank, *ones), generator),
+        "b2.weight": right(rank, *layer.shape[1:]),
+    }
+    return Start(NEW, trained, alpha=arguments.stored_alpha)
+
+
+def output(module: Bound, layer: TrainableLayer, x: Tensor, base: BaseFn) -> Tensor:
+    """``W (x + c · a1 a2 x) + c · b1 b2 x``."""
+    left_a, right_a, left_b, right_b = _pairs(module)
+    scale = module.dims.scale
+    prompt = layer.pointwise(layer.pointwise(x, right_a), left_a * scale)
+    return base(x + prompt) + layer.low_rank(x, LowRank(left_b * scale, right_b))
+
+
+def cost(sizes: Sizes, layer: TrainableLayer) -> int:
+    """The elements of both pairs."""
+    rank, columns = size_of("rank")(sizes), size_of("in")(sizes)
+    return rank * (2 * columns + columns * size_of("kernel")(sizes) + layer.out)
+
+
 GLORA = Algorithm(
     name="glora",
     title="GLoRA (generalised LoRA: prompts the weight and adds to it)",
@@ -140,5 +188,14 @@ GLORA = Algorithm(
         "`lycotool bake` folds it into a checkpoint",
     ),
     resize=Rule(False, "its change depends on the base weight"),
-    advice="AUTOMATIC1111 does not read the new layout",
+    training=Training(
+        arguments=RANK_ARGUMENTS | LORA_PLUS_ARGUMENTS,
+        init=init,
+        learning_rate=2e-4,
+        structured=Structured(output=output, cost=cost),
+        up=frozenset({"a1.weight", "b1.weight"}),
+        rank_axes=(("a1.weight", 1), ("b1.weight", 1)),
+        shrinking="linear",
+    ),
+    advice=(Advice("AUTOMATIC1111 does not read the new layout"),),
 )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
+    Advice,
     Algorithm,
     Bound,
     Layout,
@@ -24,9 +25,13 @@ from lycotool.algorithms.base import (
 )
 from lycotool.algorithms.full import add_slots
 from lycotool.algorithms.rows import are_equal, modules_of, stack, stack_slots
+from lycotool.algorithms.training import Arguments, BaseFn, Start, Structured, Training, on_rows, zeros
+from lycotool.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lycotool.algorithms.layer import TrainableLayer
 
 VECTOR = Layout(
     name="vector",
@@ -41,7 +46,7 @@ def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     """``w ∘ W``, along axis 0 or, with ``on_input``, axis 1."""
     if base is None:
         raise ValueError("ia3 needs the base weight")
-    axis = 1 if module["on_input"].item() else 0
+    axis = 1 if module.switch("on_input") else 0
     vector = module["weight"].flatten()
     if len(shape) <= axis or vector.numel() != shape[axis]:
         side = "input" if axis else "output"
@@ -50,13 +55,27 @@ def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
         )
     broadcast = [1] * len(shape)
     broadcast[axis] = -1
-    return vector.reshape(broadcast) * base
+    return vector.reshape(broadcast).to(base.dtype) * base
+
+
+def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:
+    """Zeros, in the shape LyCORIS stores: ``(n,)``, for convolutions ``(1, n, 1…)``."""
+    length = layer.shape[1 if arguments.train_on_input else 0]
+    shape = (1, length, *[1] * len(layer.kernel)) if layer.kernel else (length,)
+    return Start(VECTOR, {"weight": zeros(*shape)}, {"on_input": torch.tensor(int(arguments.train_on_input))})
+
+
+def output(module: Bound, layer: TrainableLayer, x: Tensor, base: BaseFn) -> Tensor:
+    """``W (x + w ∘ x)``, or ``W x + w ∘ W x``."""
+    if not module.switch("on_input"):
+        return on_rows(delta)(module, layer, x, base)
+    return base(x + layer.channels(module["weight"].flatten(), x) * x)
 
 
 def concat(parts: list[tuple[Bound, float]]) -> dict[str, Tensor] | None:
     """Vectors on the same axis add: both changes refer to the original weight."""
     modules = [module for module, _ in parts]
-    if len({(int(m["on_input"].item()), tuple(m["weight"].shape)) for m in modules}) != 1:
+    if len({(m.switch("on_input"), tuple(m["weight"].shape)) for m in modules}) != 1:
         return None
     added = add_slots(
         [(replace(m, tensors={k: t for k, t in m.tensors.items() if k != "on_input"}), w) for m, w in parts]
@@ -67,7 +86,7 @@ def concat(parts: list[tuple[Bound, float]]) -> dict[str, Tensor] | None:
 def take_rows(module: Bound, index: Tensor) -> dict[str, Tensor]:
     """Entries of a vector on the output; a vector on the input is the same for every row."""
     taken = {slot.name: module[slot.name] for slot in VECTOR.slots if slot.name in module}
-    for slot in ("diff_b",) if module["on_input"].item() else ("weight", "diff_b"):
+    for slot in ("diff_b",) if module.switch("on_input") else ("weight", "diff_b"):
         if slot in taken:
             vector = taken[slot]
             if index.numel() and int(index.max()) >= vector.numel():
@@ -80,9 +99,9 @@ def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float] | 
     """Vectors on the output below each other, 0 where nothing changes; one vector on the input."""
     modules = modules_of(parts)
     weight, on_input = modules[0]["weight"], modules[0]["on_input"]
-    if len({bool(module["on_input"].item()) for module in modules}) != 1:
+    if len({module.switch("on_input") for module in modules}) != 1:
         return None
-    if on_input.item():
+    if modules[0].switch("on_input"):
         # Such a vector does not tell how many rows lack a bias.
         is_told = len(modules) == len(parts) and len({"diff_b" in module for module in modules}) == 1
         if not is_told or not are_equal([module["weight"] for module in modules]):
@@ -117,5 +136,18 @@ IA3 = Algorithm(
         "`lycotool bake` folds it into a checkpoint",
     ),
     resize=Rule(False, "a vector has no rank"),
-    advice="a learning rate of 5e-3 to 1e-2 is recommended",
+    training=Training(
+        arguments=frozenset({"train_on_input"}),
+        init=init,
+        learning_rate=5e-3,
+        structured=Structured(output=output, cost=lambda sizes, layer: layer.out),
+        shrinking="linear",
+    ),
+    advice=(
+        Advice(
+            "a learning rate of 5e-3 to 1e-2 is recommended",
+            frozenset({"learning_rate"}),
+            lambda v: 5e-3 <= v["learning_rate"] <= 1e-2,
+        ),
+    ),
 )

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
     ALPHA,
+    Advice,
     Algorithm,
     Bound,
     Layout,
     Rule,
     Shape,
+    Sizes,
     Slot,
     StackPart,
     rank_dims,
@@ -23,11 +25,23 @@ from lycotool.algorithms.base import (
     stored_bias,
 )
 from lycotool.algorithms.rows import modules_of, stack_products, stack_slots, take_axis, with_one_scale
+from lycotool.algorithms.training import (
+    FACTOR_ARGUMENTS,
+    LORA_PLUS_ARGUMENTS,
+    Arguments,
+    Start,
+    Structured,
+    Training,
+    normal,
+    zeros,
+)
 from lycotool.lazy import torch
 from lycotool.linalg.low_rank import LowRank, khatri_rao_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lycotool.algorithms.layer import TrainableLayer
 
 PLAIN = Layout(
     name="plain",
@@ -104,6 +118,33 @@ def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float] | 
     return None if factors is None else ({**factors, **biases}, scale)
 
 
+def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:
+    """Normal values of deviation 1 on the input side and 0.1 elsewhere; ``w2_a`` zero.
+
+    With ``use_scalar`` ``w2_a`` is normal too. Source: LyCORIS ``modules/loha.py``.
+    """
+    rank = arguments.rank
+    with_core = arguments.use_conv_cp and any(size != 1 for size in layer.kernel)
+    left = (rank, layer.out) if with_core else (layer.out, rank)
+    right = (rank, layer.shape[1] if with_core else layer.numel // layer.out)
+    trained = {}
+    for half in "12":
+        if with_core:
+            trained[f"hada_t{half}"] = normal((rank, rank, *layer.kernel), generator, std=0.1)
+        trained[f"hada_w{half}_b"] = normal(right, generator, std=1.0)
+        is_zero = half == "2" and not arguments.use_scalar
+        trained[f"hada_w{half}_a"] = zeros(*left) if is_zero else normal(left, generator, std=0.1)
+    return Start(CP if with_core else PLAIN, trained, alpha=arguments.stored_alpha)
+
+
+def cost(sizes: Sizes, layer: TrainableLayer) -> int:
+    """The elements of the factors of rank ``rank · rank2``."""
+    rank = size_of("rank", "rank2")(sizes)
+    if "in_kernel" in sizes:
+        return rank * (size_of("in_kernel")(sizes) + layer.out)
+    return rank * (size_of("in")(sizes) + rank * size_of("kernel")(sizes) + layer.out)
+
+
 _TO_LORA = "`lycotool resize --to lora` converts it exactly to LoRA first"
 
 LOHA = Algorithm(
@@ -125,5 +166,20 @@ LOHA = Algorithm(
         "`--rebuild` merges the rebuilt weight change; `lycotool bake` folds it into a checkpoint",
     ),
     resize=Rule(False, "the Hadamard form has no SVD of its own", _TO_LORA),
-    advice="dim at most 32 is recommended; samplers do not support more than 64",
+    training=Training(
+        arguments=FACTOR_ARGUMENTS | LORA_PLUS_ARGUMENTS,
+        init=init,
+        learning_rate=2e-4,
+        structured=Structured(factors=factors, cost=cost),
+        up=frozenset({"hada_w1_a", "hada_w2_a"}),
+        rank=8,
+        alpha=4.0,
+    ),
+    advice=(
+        Advice(
+            "dim at most 32 is recommended; samplers do not support more than 64",
+            frozenset({"dim"}),
+            lambda v: v["dim"] <= 32,
+        ),
+    ),
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
     ALPHA,
+    Advice,
     Algorithm,
     Bound,
     Dims,
@@ -37,11 +38,24 @@ from lycotool.algorithms.rows import (
     take_along,
     whole_blocks,
 )
+from lycotool.algorithms.training import (
+    FACTOR_ARGUMENTS,
+    LORA_PLUS_ARGUMENTS,
+    Arguments,
+    Start,
+    Structured,
+    Training,
+    kaiming,
+    zeros,
+)
 from lycotool.lazy import torch
+from lycotool.linalg.factorization import factorization
 from lycotool.linalg.low_rank import LowRank, kron, low_rank_split
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lycotool.algorithms.layer import TrainableLayer
 
 _W1 = {
     "w1 full": (Slot("lokr_w1", "out1 in1"),),
@@ -163,6 +177,70 @@ def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float] | 
     }, first.dims.scale
 
 
+def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:
+    """Everything uniform but the last factor of ``w2``, which is zero.
+
+    A factor is a product only where that is smaller: ``w2`` below half its larger side, ``w1``
+    with ``decompose_both`` below half of its. With ``use_scalar`` nothing is zero. Two whole
+    factors have c = 1, so their alpha is the rank. Source: LyCORIS ``modules/lokr.py``.
+    """
+    rank, kernel = arguments.rank, layer.kernel
+    a, b = factorization(layer.out, arguments.factor)
+    c, d = factorization(layer.shape[1], arguments.factor)
+    if arguments.unbalanced_factorization:
+        a, b = b, a
+
+    def last(*shape: int) -> Tensor:
+        return kaiming(shape, generator) if arguments.use_scalar else zeros(*shape)
+
+    if arguments.decompose_both and not arguments.full_matrix and 2 * rank < max(a, c):
+        first = "w1 product"
+        trained = {"lokr_w1_a": kaiming((a, rank), generator), "lokr_w1_b": kaiming((rank, c), generator)}
+    else:
+        first, trained = "w1 full", {"lokr_w1": kaiming((a, c), generator)}
+    if arguments.full_matrix or 2 * rank >= max(b, d):
+        second, trained["lokr_w2"] = "w2 full", last(b, d, *kernel)
+    elif arguments.use_conv_cp and any(size != 1 for size in kernel):
+        second, trained["lokr_t2"] = "cp", kaiming((rank, rank, *kernel), generator)
+        trained |= {"lokr_w2_a": kaiming((rank, b), generator), "lokr_w2_b": last(rank, d)}
+    else:
+        second, trained["lokr_w2_a"] = "w2 product", kaiming((b, rank), generator)
+        trained["lokr_w2_b"] = last(rank, d * layer.numel // (layer.out * layer.shape[1]))
+    layout = next(layout for layout in LAYOUTS if layout.name == f"{first}, {second}")
+    is_whole = (first, second) == ("w1 full", "w2 full")
+    return Start(layout, trained, alpha=float(rank) if is_whole else arguments.stored_alpha)
+
+
+def change(module: Bound, layer: TrainableLayer, x: Tensor) -> Tensor:
+    """``(w1 ⊗ w2) x``: w2 on each of the ``c`` runs of ``d`` channels, then w1 across the runs."""
+    first, second = _first(module).to(x.dtype), _second(module)
+    is_conv = layer.kind == "conv"
+    runs = torch.unflatten(x, layer.channel_axis, (first.shape[1], -1))  # (n, c, d, ...) or (..., c, d)
+    if is_conv:
+        runs = runs.flatten(0, 1)
+    narrow = layer.apply(runs, module["lokr_w2"]) if second is None else layer.low_rank(runs, second)
+    if is_conv:
+        mixed = torch.einsum("ac, ncb... -> nab...", first, torch.unflatten(narrow, 0, (-1, first.shape[1])))
+        return mixed.flatten(1, 2)
+    return torch.einsum("ac, ...cb -> ...ab", first, narrow).flatten(-2)
+
+
+def cost(sizes: Sizes, layer: TrainableLayer) -> int:
+    """w2 for each of ``c`` runs, then w1 for each of ``b`` rows."""
+    a, b, c = (size_of(symbol)(sizes) for symbol in ("out1", "out2", "in1"))
+    columns = size_of("in2")(sizes)
+    kernel = layer.numel // (layer.out * layer.shape[1])
+    if "rank_out" in sizes:
+        outer, inner = size_of("rank_out")(sizes), size_of("rank2")(sizes)
+        second = inner * columns + outer * inner * kernel + outer * b
+    elif "rank2" in sizes:
+        # The kernel is folded into the columns where the layout has none.
+        second = size_of("rank2")(sizes) * (columns * size_of("kernel")(sizes) + b)
+    else:
+        second = b * columns * kernel
+    return c * second + a * c * b
+
+
 _REFUSAL = Rule(
     False,
     "LoKr is not mergeable: Kronecker products of different factors do not add",
@@ -188,5 +266,20 @@ LOKR = Algorithm(
         "the Kronecker form has no SVD of its own",
         "`lycotool resize --to lora` converts it exactly to LoRA first",
     ),
-    advice="factor 1 to 8 is recommended",
+    training=Training(
+        arguments=FACTOR_ARGUMENTS
+        | LORA_PLUS_ARGUMENTS
+        | {"factor", "decompose_both", "full_matrix", "unbalanced_factorization"},
+        init=init,
+        learning_rate=2e-4,
+        structured=Structured(change=change, cost=cost),
+        up=frozenset({"lokr_w1_a", "lokr_w2_a"}),
+    ),
+    advice=(
+        Advice(
+            "factor 1 to 8 is recommended",
+            frozenset({"factor"}),
+            lambda v: v["factor"] < 0 or 1 <= v["factor"] <= 8,
+        ),
+    ),
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
     ALPHA,
+    Advice,
     Algorithm,
     Bound,
     Dims,
@@ -36,11 +37,23 @@ from lycotool.algorithms.rows import (
     take_along,
     with_one_scale,
 )
+from lycotool.algorithms.training import (
+    FACTOR_ARGUMENTS,
+    LORA_PLUS_ARGUMENTS,
+    Arguments,
+    Start,
+    Structured,
+    Training,
+    kaiming,
+    zeros,
+)
 from lycotool.lazy import torch
 from lycotool.linalg.low_rank import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lycotool.algorithms.layer import TrainableLayer
 
 _BASE_COPY = "a copy of the base layer, which sd-scripts' DyLoRA saves beside the adapter"
 
@@ -209,6 +222,31 @@ def from_factors(low: LowRank, kernel: Shape, dtype: torch.dtype) -> dict[str, T
     return slots
 
 
+def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:
+    """``down`` and the core uniform, ``up`` zero; with ``use_scalar`` that is uniform too.
+
+    Sources: microsoft/LoRA ``loralib/layers.py``; LyCORIS ``modules/locon.py``.
+    """
+    rank, ones = arguments.rank, (1,) * len(layer.kernel)
+    with_core = arguments.use_conv_cp and layer.kernel != ones
+    trained = {
+        "lora_down.weight": kaiming((rank, layer.shape[1], *(ones if with_core else layer.kernel)), generator)
+    }
+    if with_core:
+        trained["lora_mid.weight"] = kaiming((rank, rank, *layer.kernel), generator)
+    up = (layer.out, rank, *ones)
+    trained["lora_up.weight"] = kaiming(up, generator) if arguments.use_scalar else zeros(*up)
+    return Start(CP if with_core else PLAIN, trained, alpha=arguments.stored_alpha)
+
+
+def cost(sizes: Sizes, layer: TrainableLayer) -> int:
+    """The elements of the factors."""
+    if "rank_out" not in sizes:
+        return size_of("rank")(sizes) * (size_of("in", "kernel")(sizes) + layer.out)
+    core = size_of("rank_out", "rank", "kernel")(sizes)
+    return size_of("rank", "in")(sizes) + core + size_of("rank_out")(sizes) * layer.out
+
+
 LORA = Algorithm(
     name="lora",
     title="LoRA / LoCon (low-rank factors, linear and convolution)",
@@ -224,5 +262,20 @@ LORA = Algorithm(
     merge=Rule(True, "sums of low-rank factors are low-rank: ranks are concatenated"),
     resize=Rule(True, "exact truncated SVD from the factors"),
     resize_conv_cp=Rule(True, "exact after folding the core into the down factor"),
-    advice="dim at most 64 and alpha at most dim/2 (or 1) are recommended",
+    training=Training(
+        arguments=FACTOR_ARGUMENTS | LORA_PLUS_ARGUMENTS,
+        init=init,
+        learning_rate=2e-4,
+        structured=Structured(factors=factors, cost=cost),
+        up=frozenset({"lora_up.weight"}),
+        rank_axes=(("lora_up.weight", 1),),
+    ),
+    advice=(
+        Advice("dim at most 64 is recommended", frozenset({"dim"}), lambda v: v["dim"] <= 64),
+        Advice(
+            "alpha at most dim/2 (or 1) is recommended",
+            frozenset({"dim", "alpha"}),
+            lambda v: v["alpha"] <= max(1, v["dim"] / 2),
+        ),
+    ),
 )

@@ -18,9 +18,13 @@ from lycotool.algorithms.base import (
 )
 from lycotool.algorithms.full import add_slots
 from lycotool.algorithms.rows import stack_slots, take_axis
+from lycotool.algorithms.training import Arguments, Start, Training, zeros
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lycotool.algorithms.layer import TrainableLayer
+    from lycotool.lazy import torch
 
 VECTORS = Layout(
     name="vectors",
@@ -46,6 +50,12 @@ def stack_rows(parts: Sequence[StackPart]) -> tuple[dict[str, Tensor], float]:
     return stack_slots(parts, "w_norm", "b_norm"), 1.0
 
 
+def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:
+    """Zeros."""
+    trained = {"w_norm": zeros(layer.out)}
+    return Start(VECTORS, {**trained, "b_norm": zeros(layer.out)} if layer.bias else trained)
+
+
 NORM = Algorithm(
     name="norm",
     title="norm (difference of a normalisation layer)",
@@ -59,4 +69,11 @@ NORM = Algorithm(
     stack_rows=stack_rows,
     merge=Rule(True, "differences add"),
     resize=Rule(False, "a vector has no rank"),
+    training=Training(
+        arguments=frozenset(),
+        kinds=frozenset({"norm"}),
+        init=init,
+        learning_rate=2e-4,
+        shrinking="linear",
+    ),
 )

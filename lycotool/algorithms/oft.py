@@ -25,11 +25,15 @@ from lycotool.algorithms.base import (
     unknown,
 )
 from lycotool.algorithms.rows import is_permutation, rows_of, take_along, whole_blocks
+from lycotool.algorithms.training import Arguments, Start, Structured, Training, on_rows, zeros
 from lycotool.lazy import torch
+from lycotool.linalg.factorization import factorization
 from lycotool.linalg.rotations import cayley_minus_identity, rotate_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from lycotool.algorithms.layer import TrainableLayer
 
 #: Next to ``oft_blocks`` alpha is the constraint.
 CONSTRAINT = Slot("alpha", "scalar", required=False)
@@ -65,7 +69,7 @@ def rescaled_delta(module: Bound, rotated_minus_base: Tensor, base: Tensor) -> T
     if "rescale" not in module:
         return rotated_minus_base
     rescale = module["rescale"].reshape(-1, *[1] * (base.ndim - 1))
-    return (rescale - 1) * base + rescale * rotated_minus_base
+    return (rescale - 1).to(base.dtype) * base + rescale.to(base.dtype) * rotated_minus_base
 
 
 def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
@@ -105,6 +109,30 @@ def _shrinks(blocks: Tensor, bound: float) -> bool:
     return not torch.equal(cayley_minus_identity(exact, bound), cayley_minus_identity(exact, 0.0))
 
 
+def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:
+    """``B = 0``, so ``R = I``; ``dim`` bounds the block. Source: LyCORIS ``modules/diag_oft.py``."""
+    block, blocks = factorization(layer.out, arguments.rank)
+    return start_rotations(BLOCKS, zeros(blocks, block, block), layer, arguments)
+
+
+def start_rotations(layout: Layout, blocks: Tensor, layer: TrainableLayer, arguments: Arguments) -> Start:
+    """The blocks, and a rescale of 1 where it is trained; alpha is the constraint."""
+    trained = {"oft_blocks": blocks}
+    if arguments.rescaled:
+        trained["rescale"] = torch.ones(layer.out, *[1] * (len(layer.shape) - 1))
+    return Start(layout, trained, alpha=arguments.constraint)
+
+
+def cost(sizes: Sizes, layer: TrainableLayer) -> int:
+    """The elements of the blocks, of all stages."""
+    stages = size_of("stages")(sizes) if "stages" in sizes else 1
+    return stages * size_of("blocks", "block", "block")(sizes)
+
+
+#: Network arguments of rotations; ``dim`` bounds the size of a block.
+ORTHOGONAL_ARGUMENTS = frozenset({"dim", "conv_dim", "constraint", "rescaled"})
+
+
 def orthogonal_rule(title: str) -> Rule:
     """The refusal all orthogonal methods share."""
     return Rule(
@@ -126,4 +154,11 @@ DIAG_OFT = Algorithm(
     take_rows=take_rows,
     merge=orthogonal_rule("Diag-OFT"),
     resize=Rule(False, "a rotation has no rank"),
+    training=Training(
+        arguments=ORTHOGONAL_ARGUMENTS,
+        init=init,
+        learning_rate=2e-4,
+        structured=Structured(output=on_rows(delta), cost=cost, any_groups=True),
+        shrinking="parameters",
+    ),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import (
     ALPHA,
+    Advice,
     Algorithm,
     Bound,
     Layout,
@@ -22,6 +23,7 @@ from lycotool.algorithms.base import (
     size_of,
 )
 from lycotool.algorithms.rows import is_permutation, rows_of, take_along
+from lycotool.algorithms.training import Untrainable
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
@@ -77,5 +79,8 @@ TLORA = Algorithm(
         "`lycotool bake` folds it into a checkpoint",
     ),
     resize=Rule(False, "its change depends on the base weight"),
-    advice="right only with the checkpoint it was trained on",
+    training=Untrainable(
+        "its file does not hold where training started, so no reader can know its change for certain"
+    ),
+    advice=(Advice("right only with the checkpoint it was trained on"),),
 )

@@ -18,8 +18,8 @@ from lycotool.lazy import torch
 from lycotool.linalg import ranks
 from lycotool.linalg.dense import best_approximation, exact, leading, nearest_kronecker, tucker
 from lycotool.linalg.direction import nearest_direction
+from lycotool.linalg.factorization import factorization
 from lycotool.linalg.low_rank import LowRank, kron
-from lycotool.models.factorization import factorization
 from lycotool.ops._common import cast_all_checked, cast_checked, to_cpu
 from lycotool.ops._pairs import Pair
 from lycotool.ops._render import alpha_tensor

@@ -313,7 +313,7 @@ def _algorithm_row(label: str, modules: Sequence[AdapterModule]) -> AlgorithmRow
         resizable_reason=resize.reason,
         exact_as_lora=detected.algorithm.factors is not None and detected.dora_slot is None,
         remedy=merge.remedy or resize.remedy,
-        advice=detected.algorithm.advice,
+        advice=detected.algorithm.advice_text,
     )
 
 

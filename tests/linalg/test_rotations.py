@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lycotool.linalg.rotations import butterfly_order, cayley_minus_identity, rotate_blocks
+from lycotool.linalg.rotations import cayley_minus_identity, from_butterfly, rotate_blocks, to_butterfly
 
 EPS = np.finfo(np.float64).eps
 seeds = st.integers(min_value=0, max_value=2**32 - 1)
@@ -114,6 +114,11 @@ def test_rotating_is_a_block_diagonal_product(n: int, b: int, columns: int, seed
     assert np.abs(actual - expected).max() <= b * EPS * np.linalg.norm(blocks) * np.linalg.norm(rows)
 
 
+def butterfly_order(rows: int, block: int, stage: int) -> torch.Tensor:
+    """Which row stands where."""
+    return to_butterfly(torch.arange(rows)[:, None], block, stage).flatten()
+
+
 @fifty
 @given(half=st.integers(1, 4), stage=st.integers(0, 3), groups=st.integers(1, 3))
 def test_the_butterfly_pairs_rows_that_far_apart(half: int, stage: int, groups: int) -> None:
@@ -126,6 +131,8 @@ def test_the_butterfly_pairs_rows_that_far_apart(half: int, stage: int, groups: 
     assert sorted(order) == list(range(rows))
     pairs = zip(order[::2], order[1::2], strict=True)
     assert all(second - first == distance for first, second in pairs)
+    back = from_butterfly(torch.tensor(order)[:, None], 2 * half, stage)
+    assert torch.equal(back.flatten(), torch.arange(rows))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import math
 import pytest
 from lycoris.functional.general import factorization as lycoris_factorization
 
-from lycotool.models.factorization import factorization
+from lycotool.linalg.factorization import factorization
 
 DIMENSIONS = range(1, 2049)
 FACTORS = (-1, *range(1, 17), 32)
