@@ -53,3 +53,9 @@ def from_torch(dtype: torch.dtype) -> str:
     """The safetensors name of a torch dtype."""
     attribute = str(dtype).removeprefix("torch.")
     return next(name for name, torch_name in _TORCH_NAMES.items() if torch_name == attribute)
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's bytes in row-major order, as a file stores them."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data

@@ -12,6 +12,7 @@ from lycotool.algorithms.base import DEFAULT_READING, Reading
 from lycotool.errors import IncompatibleError, NumericError, UsageError
 from lycotool.errors import listed as listed
 from lycotool.io.dtypes import FLOATING, OPTION_DTYPES, to_torch
+from lycotool.io.dtypes import as_bytes as as_bytes
 from lycotool.lazy import torch
 from lycotool.linalg.finite import extremes
 
@@ -152,12 +153,6 @@ def to_cpu(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     flat = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
     parts = torch.split(flat, [tensor.numel() for tensor in tensors])
     return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
-
-
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's bytes in row-major order, as a file stores them."""
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
 
 
 def default_name(parts: Iterable[str], ending: str) -> str:

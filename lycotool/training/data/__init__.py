@@ -8,8 +8,10 @@
 from lycotool.training.data.batches import plan_epoch, plan_validation
 from lycotool.training.data.captions import caption_of
 from lycotool.training.data.dataset import Batch, Dataset, Example, Sample, Subset
+from lycotool.training.data.latents import LatentCache, cache_latents
 from lycotool.training.data.options import DataOptions, parse_resolution
 from lycotool.training.data.reading import read_dataset
+from lycotool.training.data.texts import Text, TextCache
 from lycotool.training.data.tokens import Tokenizer
 
 __all__ = [
@@ -17,9 +19,13 @@ __all__ = [
     "DataOptions",
     "Dataset",
     "Example",
+    "LatentCache",
     "Sample",
     "Subset",
+    "Text",
+    "TextCache",
     "Tokenizer",
+    "cache_latents",
     "caption_of",
     "parse_resolution",
     "plan_epoch",

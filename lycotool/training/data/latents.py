@@ -1,0 +1,327 @@
+"""Latents of images: the VAE's posterior is kept, and sampled anew at each use.
+
+``latent = mean + std · noise``, unscaled. The noise is a function of seed, step and sample.
+Images are encoded one at a time, so that what is computed never depends on what else happened
+to be missing from a cache: a resumed run sees the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lycotool.errors import BadInputError, UsageError
+from lycotool.lazy import torch
+from lycotool.training.data.buckets import size_ids
+from lycotool.training.data.cache_folder import CacheFolder, key_of
+from lycotool.training.data.dataset import Batch, Dataset, Sample
+from lycotool.training.data.faults import Findings
+from lycotool.training.data.images import fitted, load_image, to_pixels
+from lycotool.training.data.options import Size
+from lycotool.training.randomness import torch_generator, uniforms
+
+#: The noise a posterior is sampled with; index: step, example, repeat.
+POSTERIOR = "posterior"
+#: Where an image is cropped with `random_crop`; index: step, example, repeat.
+CROP = "crop"
+
+#: Pixels ``(B, 3, H, W)`` in [-1, 1] to mean and standard deviation, each ``(B, C, h, w)``.
+Encode = Callable[["torch.Tensor"], "tuple[torch.Tensor, torch.Tensor]"]
+
+#: Images decoded at once, and how many may wait for the VAE.
+_READERS, _AHEAD = 8, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """The VAE's answer for one image, each ``(C, h, w)``, float32."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both."""
+        return 2 * self.mean.nbytes
+
+    def to(self, device: torch.device | str) -> Posterior:
+        """The same on a device."""
+        return Posterior(self.mean.to(device), self.std.to(device))
+
+
+#: An example, and whether it is mirrored.
+View = tuple[int, bool]
+
+
+class LatentCache:
+    """Gives batches of latents; what it does not hold it reads or encodes.
+
+    Made by :func:`cache_latents`.
+
+    Attributes
+    ----------
+    notes
+        What was odd about entries on disk, one sentence each.
+    encoded
+        How many images went through the VAE so far.
+    """
+
+    def __init__(self, dataset: Dataset, encode: Encode, *, key: str, folder: CacheFolder | None) -> None:
+        self.dataset = dataset
+        self.encoded = 0
+        self._encode = encode
+        self._key = key
+        self._folder = folder
+        self._held: dict[View, Posterior] = {}
+        self._contents: dict[Path, str] = {}
+        self._device: torch.device | str = "cpu"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was odd about entries on disk, one sentence each."""
+        return tuple(self._folder.notes) if self._folder is not None else ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory."""
+        return sum(posterior.nbytes for posterior in self._held.values())
+
+    def load(self) -> None:
+        """Hold every entry that is on disk in memory, too."""
+        for view in self.views():
+            self._held[view] = self._posterior(view)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move what is held to a device, where batches are given from now on."""
+        self._device = device
+        self._held = {view: posterior.to(device) for view, posterior in self._held.items()}
+
+    def views(self) -> list[View]:
+        """Everything that can be cached: examples cropped in a fixed place, mirrored ones if used.
+
+        In the order of buckets, so that the VAE meets few changes of shape.
+        """
+        found = []
+        for index in sorted(range(len(self.dataset.examples)), key=self._bucket):
+            options = self.dataset.options_of(index)
+            if not options.random_crop:
+                found.extend([(index, False), (index, True)] if options.flip_aug else [(index, False)])
+        return found
+
+    def sample(self, batch: Batch, *, seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents of a batch, drawn from their posteriors.
+
+        Returns
+        -------
+        latents
+            ``(B, C, h, w)``, float32, unscaled.
+        size_ids
+            ``(B, 6)``, int64: original height and width, crop top and left, target height and
+            width, for SDXL.
+        """
+        means, stds, noises, sizes = [], [], [], []
+        for sample in batch.samples:
+            crop = self._crop(sample, seed, step)
+            posterior = self._of(sample, crop)
+            generator = torch_generator(seed, POSTERIOR, step, sample.example, sample.repeat)
+            means.append(posterior.mean.to(self._device))
+            stds.append(posterior.std.to(self._device))
+            noises.append(torch.randn(posterior.mean.shape, generator=generator))
+            example = self.dataset.examples[sample.example]
+            ids = size_ids(example.size, example.placement, crop, flipped=sample.flipped)
+            sizes.append(ids.numbers)
+        noise = torch.stack(noises).to(self._device)
+        latents = torch.addcmul(torch.stack(means), torch.stack(stds), noise)
+        return latents, torch.tensor(sizes, dtype=torch.int64, device=self._device)
+
+    def fill(
+        self, views: Sequence[View], *, hold: bool, advance: Callable[[int], None] = lambda images: None
+    ) -> None:
+        """Encode what is missing of these; keep it in memory, or only on disk.
+
+        Raises
+        ------
+        BadInputError
+            Naming every image that cannot be decoded.
+        """
+        missing = []
+        for view in views:
+            stored = self._stored(view)
+            if stored is None:
+                missing.append(view)
+                continue
+            if hold:
+                self._held[view] = stored
+            advance(1)
+        findings = Findings()
+        for view, pixels in self._decoded(missing, findings):
+            posterior = self._encoded(pixels)
+            if hold:
+                self._held[view] = posterior
+            self._store(view, posterior)
+            advance(1)
+        findings.raise_faults("the data set")
+
+    def _bucket(self, index: int) -> tuple[Size, int]:
+        return self.dataset.examples[index].bucket, index
+
+    def _crop(self, sample: Sample, seed: int, step: int) -> Size:
+        placement = self.dataset.examples[sample.example].placement
+        if not self.dataset.options_of(sample.example).random_crop:
+            return placement.centre
+        draws = uniforms(2, seed, CROP, step, sample.example, sample.repeat)
+        left, top = (int(draw * (spare + 1)) for draw, spare in zip(draws, placement.spare, strict=True))
+        return left, top
+
+    def _of(self, sample: Sample, crop: Size) -> Posterior:
+        if self.dataset.options_of(sample.example).random_crop:
+            return self._encoded(self._pixels(sample.example, crop, flipped=sample.flipped))
+        return self._posterior((sample.example, sample.flipped))
+
+    def _posterior(self, view: View) -> Posterior:
+        """From memory, from disk, or encoded now."""
+        found = self._held.get(view) or self._stored(view)
+        if found is None:
+            index, flipped = view
+            centre = self.dataset.examples[index].placement.centre
+            found = self._encoded(self._pixels(index, centre, flipped=flipped))
+            self._store(view, found)
+        return found
+
+    def _encoded(self, pixels: torch.Tensor) -> Posterior:
+        with torch.no_grad():
+            mean, std = self._encode(pixels[None])
+        self.encoded += 1
+        return Posterior(mean[0].float().to(self._device), std[0].float().to(self._device))
+
+    def _pixels(self, index: int, crop: Size, *, flipped: bool) -> torch.Tensor:
+        example = self.dataset.examples[index]
+        image = load_image(example.path)
+        if image.size != example.size:
+            raise BadInputError(
+                f"the image changed: it has {image.size[0]}x{image.size[1]} pixels now", path=example.path
+            )
+        interpolation = self.dataset.options_of(index).resize_interpolation
+        return to_pixels(fitted(image, example.placement, crop, interpolation), flipped=flipped)
+
+    def _decoded(self, views: Sequence[View], findings: Findings) -> Iterator[tuple[View, torch.Tensor]]:
+        """Pixels in the order of ``views``, decoded ahead by threads; failures are noted."""
+
+        def decode(view: View) -> torch.Tensor | BadInputError:
+            try:
+                centre = self.dataset.examples[view[0]].placement.centre
+                return self._pixels(view[0], centre, flipped=view[1])
+            except BadInputError as error:
+                return error
+
+        waiting: deque[tuple[View, Future[torch.Tensor | BadInputError]]] = deque()
+        with ThreadPoolExecutor(_READERS, "lycotool-images") as pool:
+            for view in [*views, None]:
+                if view is not None:
+                    waiting.append((view, pool.submit(decode, view)))
+                while waiting and (view is None or len(waiting) > _AHEAD):
+                    done, future = waiting.popleft()
+                    pixels = future.result()
+                    if isinstance(pixels, BadInputError):
+                        findings.broken(pixels)
+                    else:
+                        yield done, pixels
+
+    def _entry(self, view: View) -> str:
+        """The name of an entry: everything its data depends on."""
+        index, flipped = view
+        example = self.dataset.examples[index]
+        placement = example.placement
+        if example.path not in self._contents:
+            self._contents[example.path] = _content_hash(example.path)
+        return key_of(
+            "latents",
+            self._contents[example.path],
+            self._key,
+            placement.bucket,
+            placement.resized,
+            placement.centre,
+            flipped,
+            self.dataset.options_of(index).resize_interpolation,
+        )
+
+    def _stored(self, view: View) -> Posterior | None:
+        if self._folder is None:
+            return None
+        tensors = self._folder.read(self._entry(view))
+        if tensors is None:
+            return None
+        return Posterior(tensors["mean"].to(self._device), tensors["std"].to(self._device))
+
+    def _store(self, view: View, posterior: Posterior) -> None:
+        if self._folder is not None:
+            about = {"lycotool.image": self.dataset.examples[view[0]].path.name}
+            tensors: Mapping[str, torch.Tensor] = {"mean": posterior.mean, "std": posterior.std}
+            self._folder.write(self._entry(view), tensors, about)
+
+
+def cache_latents(
+    dataset: Dataset,
+    encode: Encode,
+    *,
+    key: str,
+    where: Literal["memory", "disk", "none"] = "memory",
+    folder: Path | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+    barrier: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda images: None,
+) -> LatentCache:
+    """Encode a data set.
+
+    Parameters
+    ----------
+    encode
+        The VAE. It is kept, for what is cropped at random or was damaged on disk.
+    key
+        What its answer depends on: a hash of its weights, and its dtype.
+    where
+        ``memory``: every rank encodes everything. ``disk``: the ranks share the work, entry
+        ``i`` is rank ``i mod ranks``'s, and read entries when they need them. ``none``: images
+        are encoded at each use.
+    folder
+        For ``disk``.
+    barrier
+        Waits for all ranks.
+    advance
+        Told the number of images that became ready; the total is ``len(cache.views())``, of
+        which ``disk`` counts this rank's.
+
+    Raises
+    ------
+    UsageError
+        If ``disk`` has no folder, or a folder has no use.
+    BadInputError
+        Naming every image that cannot be decoded.
+    """
+    if (folder is not None) != (where == "disk"):
+        raise UsageError(
+            "`cache_latents` on disk needs a folder"
+            if where == "disk"
+            else f"`cache_dir` has no use with `{where}`"
+        )
+    cache = LatentCache(dataset, encode, key=key, folder=None if folder is None else CacheFolder(folder))
+    if where == "memory":
+        cache.fill(cache.views(), hold=True, advance=advance)
+    elif where == "disk":
+        cache.fill(cache.views()[rank::ranks], hold=False, advance=advance)
+        barrier()
+    return cache
+
+
+def _content_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
