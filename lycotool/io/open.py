@@ -110,7 +110,7 @@ def _spool_stdin() -> Path:
 
 def _open_folder(folder: Path, *, allow_pickle: bool) -> TensorStore:
     if (folder / "adapter_config.json").is_file():
-        config = _read_json(folder / "adapter_config.json")
+        config = read_json(folder / "adapter_config.json")
         weights = _weights_in(folder, allow_pickle=allow_pickle)
         return replace(weights, path=str(folder), kind="peft", config=config)
     components = [folder / name for name in _COMPONENTS if (folder / name).is_dir()]
@@ -149,7 +149,7 @@ def _weights_in(folder: Path, *, allow_pickle: bool) -> TensorStore:
 
 def _sharded(index: Path) -> TensorStore:
     """Open a sharded checkpoint; every shard must hold exactly what the index says."""
-    document = _read_json(index)
+    document = read_json(index)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise BadInputError("weight_map is missing or is not a map of names to files", path=index)
@@ -225,7 +225,14 @@ def _stays_inside(path: Path, folder: Path) -> bool:
     return False
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, object]:
+    """Read a small JSON file that holds one object.
+
+    Raises
+    ------
+    BadInputError
+        If it is too large, not valid, has a key twice or is no object.
+    """
     if path.stat().st_size > _MAX_INDEX_BYTES:
         raise BadInputError(f"larger than {_MAX_INDEX_BYTES} bytes", path=path)
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from lycotool.models.families.rules import renamed, same, under
 from lycotool.models.families.table import Rule
 
-_RESNETS_PER_LEVEL = 2
+#: Resnets of each level on the way down; there is one more on the way up.
+PUBLISHED_RESNETS = 2
 
 _RESNET = renamed(
     {
@@ -27,7 +28,12 @@ _RESNET = renamed(
 _SHORTCUT = renamed({"skip_connection": "conv_shortcut"})
 
 
-def unet_rules(widths: Sequence[int], attention: Sequence[bool], transformer_block: str) -> Iterator[Rule]:
+def unet_rules(
+    widths: Sequence[int],
+    attention: Sequence[bool],
+    transformer_block: str,
+    resnets: int = PUBLISHED_RESNETS,
+) -> Iterator[Rule]:
     """The rules of a UNet.
 
     Parameters
@@ -39,12 +45,14 @@ def unet_rules(widths: Sequence[int], attention: Sequence[bool], transformer_blo
     transformer_block
         Index of the transformer blocks of one attention: ``0`` where there is only one,
         ``{}`` where there are more.
+    resnets
+        Resnets of each level on the way down.
     """
     yield from _ends()
     inner = _attention(transformer_block)
-    yield from _down(widths, attention, inner)
+    yield from _down(widths, attention, inner, resnets)
     yield from _middle(inner)
-    yield from _up(len(widths), attention[::-1], inner)
+    yield from _up(len(widths), attention[::-1], inner, resnets + 1)
 
 
 def _ends() -> Iterator[Rule]:
@@ -79,18 +87,21 @@ def _attention(transformer_block: str) -> tuple[Rule, ...]:
 
 
 def _down(
-    widths: Sequence[int], attention: Sequence[bool], attention_rules: tuple[Rule, ...]
+    widths: Sequence[int], attention: Sequence[bool], attention_rules: tuple[Rule, ...], resnets: int
 ) -> Iterator[Rule]:
+    slots = resnets + 1  # LDM numbers the downsampler too, which the last level lacks
     for level, width in enumerate(widths):
         narrower = widths[max(level - 1, 0)]
-        for number in range(_RESNETS_PER_LEVEL):
-            block = f"input_blocks.{1 + 3 * level + number}"
+        for number in range(resnets):
+            block = f"input_blocks.{1 + slots * level + number}"
             resnet = _RESNET + _SHORTCUT if number == 0 and width != narrower else _RESNET
             yield from under(f"{block}.0.", f"down_blocks.{level}.resnets.{number}.", resnet)
             if attention[level]:
                 yield from under(f"{block}.1.", f"down_blocks.{level}.attentions.{number}.", attention_rules)
         if level < len(widths) - 1:
-            yield Rule(f"input_blocks.{3 + 3 * level}.0.op", (f"down_blocks.{level}.downsamplers.0.conv",))
+            yield Rule(
+                f"input_blocks.{slots * (level + 1)}.0.op", (f"down_blocks.{level}.downsamplers.0.conv",)
+            )
 
 
 def _middle(attention_rules: tuple[Rule, ...]) -> Iterator[Rule]:
@@ -99,19 +110,20 @@ def _middle(attention_rules: tuple[Rule, ...]) -> Iterator[Rule]:
     yield from under("middle_block.2.", "mid_block.resnets.1.", _RESNET)
 
 
-def _up(levels: int, attention: Sequence[bool], attention_rules: tuple[Rule, ...]) -> Iterator[Rule]:
+def _up(
+    levels: int, attention: Sequence[bool], attention_rules: tuple[Rule, ...], resnets: int
+) -> Iterator[Rule]:
     # Every resnet here reads what the way down left, so its channels change.
     for level in range(levels):
-        for number in range(_RESNETS_PER_LEVEL + 1):
-            block = f"output_blocks.{3 * level + number}"
+        for number in range(resnets):
+            block = f"output_blocks.{resnets * level + number}"
             yield from under(f"{block}.0.", f"up_blocks.{level}.resnets.{number}.", _RESNET + _SHORTCUT)
             if attention[level]:
                 yield from under(f"{block}.1.", f"up_blocks.{level}.attentions.{number}.", attention_rules)
         if level < levels - 1:
             position = 2 if attention[level] else 1
-            yield Rule(
-                f"output_blocks.{3 * level + 2}.{position}.conv", (f"up_blocks.{level}.upsamplers.0.conv",)
-            )
+            last = resnets * (level + 1) - 1
+            yield Rule(f"output_blocks.{last}.{position}.conv", (f"up_blocks.{level}.upsamplers.0.conv",))
 
 
 #: The block names of sd-webui-lora-block-weight.

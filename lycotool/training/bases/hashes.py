@@ -1,0 +1,30 @@
+"""The hashes of a base model that adapters carry in their metadata."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from lycotool.io.hashes import LEGACY_START, LEGACY_STOP
+
+_CHUNK_BYTES = 8 * 2**20
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the whole file: ``ss_new_sd_model_hash``."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_CHUNK_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def old_hash_of(path: Path) -> str:
+    """First 8 hex digits of the SHA-256 of bytes 0x100000 to 0x110000: ``ss_sd_model_hash``.
+
+    Source: sd-scripts ``library/train_util.py``, ``model_hash``. A shorter file gives the
+    hash of what there is.
+    """
+    with path.open("rb") as file:
+        file.seek(LEGACY_START)
+        return hashlib.sha256(file.read(LEGACY_STOP - LEGACY_START)).hexdigest()[:8]
