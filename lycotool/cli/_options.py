@@ -59,6 +59,21 @@ PickleOption = Annotated[
     typer.Option("--allow-pickle", help="Read .pt, .ckpt and .bin files too (plain tensors only).",
                  rich_help_panel=_COMPUTE),
 ]  # fmt: skip
+ShardSizeOption = Annotated[
+    str | None,
+    typer.Option("--shard-size", metavar="5GB", rich_help_panel=_OUTPUT, show_default="one file, or as the folder has",
+                 help="Write a checkpoint as files of at most this size and an index (5GB decimal, 5GiB binary)."),
+]  # fmt: skip
+VaeOption = Annotated[
+    str | None,
+    typer.Option("--vae", metavar="VAE", rich_help_panel=_COMPUTE,
+                 help="Replace the checkpoint's VAE by this file's, in LDM or diffusers names."),
+]  # fmt: skip
+VerifyOption = Annotated[
+    bool,
+    typer.Option("--verify", rich_help_panel=_OUTPUT,
+                 help="Read the output before it gets its name and compare it with float64; exit code 10."),
+]  # fmt: skip
 TeOption = Annotated[
     float,
     typer.Option("--te", metavar="W", help="Factor for text encoders; one adapter's own: `FILE:0.7:te=0.5`.",
@@ -124,6 +139,24 @@ def reading(
         loha_cp_shared_core=legacy_loha_cp,
         glora_old_scale=glora_old_scale,
     )
+
+
+def shard_bytes(text: str | None) -> int | None:
+    """``--shard-size`` in bytes.
+
+    Raises
+    ------
+    UsageError
+        If it is no size, or none at all.
+    """
+    from lycotool.cli.resize import parse_size
+
+    if text is None:
+        return None
+    nbytes = parse_size(text)
+    if nbytes <= 0:
+        raise UsageError(f"--shard-size {text} holds nothing")
+    return nbytes
 
 
 def weighted(text: str) -> AdapterInput:

@@ -23,6 +23,20 @@ def show_bake(out: Output, result: BakeResult) -> None:
         f"{_verb(result.dry_run)} {human_bytes(result.nbytes)}: {result.changed} of {result.tensors} tensors "
         f"changed; needs about {human_bytes(result.peak_bytes)} beside the files"
     )
+    if result.files > 1:
+        out.note(f"in {result.files} files of weights")
+    if result.rounding is not None:
+        lost = result.rounding
+        out.note(
+            f"float8 rounding: at most {lost.max_error:.2g}, {lost.mean_error:.2g} on average; "
+            f"{lost.saturated} values saturated"
+        )
+    if result.verified is not None:
+        found = result.verified
+        out.note(
+            f"verified: {found.copied} tensors copied, {found.changed} changed or cast within "
+            f"{found.max_error:.2g} of float64, {found.mean_error:.2g} on average"
+        )
     if result.reconstruction_error is not None:
         out.note(
             f"every weight is within {result.reconstruction_error:.2g} of what it was before it was baked"

@@ -15,7 +15,11 @@ EPILOG = """Examples:
 
 lycotool bake model.safetensors oft.safetensors -o model-oft.safetensors
 
-lycotool bake model/ style.safetensors:0.8 --dtype fp16 --dry-run"""
+lycotool bake model/ style.safetensors:0.8 --dtype fp16 --dry-run
+
+lycotool bake flux.safetensors.index.json style.safetensors --shard-size 5GB --verify
+
+lycotool bake model.safetensors --vae vae-ft-mse.safetensors"""
 
 
 @reported
@@ -27,11 +31,15 @@ def bake(
         ),
     ],
     adapters: Annotated[
-        list[str], typer.Argument(metavar="ADAPTER[:W]...", help="Adapters, each with its strength.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="[ADAPTER[:W]...]", help="Adapters, each with its strength."),
+    ] = None,
     output: opt.OutputOption = None,
     force: opt.ForceOption = False,
     dtype: opt.DtypeOption = "keep",
+    shard_size: opt.ShardSizeOption = None,
+    vae: opt.VaeOption = None,
+    verify: opt.VerifyOption = False,
     unbake: Annotated[
         bool,
         typer.Option(
@@ -57,7 +65,10 @@ def bake(
     """Fold adapters of any algorithm into a checkpoint, tensor by tensor.
 
     Every change refers to the original weights, is computed in float32 and rounded once.
-    Tensors no adapter touches are copied byte for byte. Prints the path that was written.
+    Tensors no adapter touches are copied byte for byte; float8 weights with scales beside them
+    get new scales, and what that rounds off is reported. `-o NAME.safetensors.index.json` or
+    `--shard-size` write a sharded checkpoint, a diffusers folder gives a folder. Prints the path
+    that was written.
     """
     from lycotool.ops.bake import BakeOptions
     from lycotool.ops.bake import bake as run
@@ -73,8 +84,11 @@ def bake(
         allow_pickle=allow_pickle,
         reading=opt.reading(alpha_zero, dora_strength, dylora_block_size, legacy_loha_cp, glora_old_scale),
         unbake=unbake,
+        shard_size=opt.shard_bytes(shard_size),
+        vae=vae,
+        verify=verify,
         strengths=opt.strengths(te, unet, lbw, lbw_rule),
     )
     with out.progress() as bar:
-        result = run(checkpoint, [opt.weighted(a) for a in adapters], options, progress=bar)
+        result = run(checkpoint, [opt.weighted(a) for a in adapters or ()], options, progress=bar)
     show_bake(out, result)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from pathlib import Path
 
 from lycotool.errors import OutputError
 from lycotool.io.tree import replace_folder
-from lycotool.io.writer import TEMPORARY_PREFIX, FilePlan, Producer, write_file
+from lycotool.io.writer import FilePlan, Producer, write_file
 
 
 def prepare_folder(output: str, inputs: list[Path], *, force: bool) -> Path:
@@ -35,11 +34,6 @@ def prepare_folder(output: str, inputs: list[Path], *, force: bool) -> Path:
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"no permission to write in the folder {target.parent}", path=output)
     return target
-
-
-def temporary_beside(target: Path) -> Path:
-    """A hidden name in the target's folder, for something that takes the target's name later."""
-    return target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
 
 
 def build_folder(

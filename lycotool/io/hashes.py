@@ -18,8 +18,15 @@ LEGACY_START, LEGACY_STOP = 0x100000, 0x110000
 
 MODEL_HASH, LEGACY_HASH = "sshs_model_hash", "sshs_legacy_hash"
 
+#: The data's SHA-256 in Stability's model metadata standard, with ``0x`` before it.
+SPEC_HASH = "modelspec.hash_sha256"
+
 #: What stands in the header until the data has been written; the real values are as long.
-PLACEHOLDERS: Mapping[str, str] = {MODEL_HASH: "0" * 64, LEGACY_HASH: "0" * 8}
+PLACEHOLDERS: Mapping[str, str] = {
+    MODEL_HASH: "0" * 64,
+    LEGACY_HASH: "0" * 8,
+    SPEC_HASH: "0x" + "0" * 64,
+}
 
 
 class DataHasher:
@@ -50,10 +57,11 @@ class DataHasher:
         self._position += len(data)
 
     def metadata(self) -> dict[str, str]:
-        """Both values, under the names they are stored by."""
+        """The values, under the names they are stored by."""
         return {
             MODEL_HASH: self._model.hexdigest(),
             LEGACY_HASH: self._legacy.hexdigest()[:8],
+            SPEC_HASH: "0x" + self._model.hexdigest(),
         }
 
 

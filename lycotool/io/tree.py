@@ -6,19 +6,22 @@ end, so that it appears whole or not at all.
 
 from __future__ import annotations
 
+import json
 import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lycotool.errors import OutputError
+from lycotool.io.nameless import temporary_beside
+from lycotool.io.shards import OutputFile
 from lycotool.io.store import TensorStore
-from lycotool.io.writer import TEMPORARY_PREFIX, FilePlan, Producer, TensorPlan, write_file
+from lycotool.io.writer import Check, Producer, check_space, write_file
 
 #: Other copies of the same weights; left behind because they would hold the old values.
-_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx"})
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
+_INDEXES = (".safetensors.index", ".bin.index")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +58,55 @@ def prepare_tree(output: str, source: Path, *, force: bool) -> TreeTarget:
     return TreeTarget(target, origin)
 
 
+def weight_files(store: TensorStore) -> dict[str, str]:
+    """Each tensor's file below the folder, as this program would name it: no pickles."""
+    names: dict[str, str] = {}
+    for key, entry in store.entries.items():
+        name = PurePosixPath(Path(os.path.relpath(entry.file.path, store.path)).as_posix())
+        if name.suffix == ".bin":
+            stem = "diffusion_pytorch_model" if name.stem.startswith("diffusion") else "model"
+            name = name.with_name(f"{stem}.safetensors")
+        names[key] = str(name)
+    return names
+
+
 def write_tree(
     target: TreeTarget,
-    store: TensorStore,
-    plans: Mapping[str, TensorPlan],
+    files: Sequence[OutputFile],
+    texts: Mapping[str, str],
     produce: Producer,
     *,
-    advance: Callable[[int], None],
+    plain: frozenset[str] = frozenset(),
+    advance: Callable[[int], None] = lambda nbytes: None,
+    check: Check | None = None,
 ) -> None:
-    """Write the folder: one file for each file the store's tensors came from."""
-    building = target.path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
-    names: dict[Path, dict[str, str]] = {}
-    for key, entry in store.entries.items():
-        names.setdefault(entry.file.path, {})[entry.name] = key
-    components = {Path(os.path.realpath(path.parent)) for path in names}
+    """Write the folder.
+
+    Parameters
+    ----------
+    texts
+        Contents of further files by name, such as the indexes of shards.
+    plain
+        Components whose ``config.json`` shall no longer say that they are quantised.
+
+    Raises
+    ------
+    OutputError
+        If anything fails. The target is then as it was.
+    """
+    building = temporary_beside(target.path)
+    check_space(target.path, sum(file.plan.nbytes for file in files))
+    components = {str(PurePosixPath(file.name).parent) for file in files}
     try:
-        _copy_rest(target.source, building, components)
-        for path, keys in names.items():
-            place = building / os.path.relpath(path, store.path)
+        _copy_rest(target.source, building, {target.source / name for name in components})
+        for file in files:
+            place = building / file.name
             place.parent.mkdir(parents=True, exist_ok=True)
-            metadata = store.entries[next(iter(keys.values()))].file.metadata
-            plan = FilePlan({name: plans[key] for name, key in keys.items()}, metadata)
-
-            def produce_named(name: str, keys: Mapping[str, str] = keys) -> Iterable[memoryview]:
-                return produce(keys[name])
-
-            write_file(place, plan, produce_named, advance=advance)
+            write_file(place, file.plan, file.producer(produce), advance=advance, check=check)
+        for name, text in texts.items():
+            (building / name).write_text(text, encoding="utf-8")
+        for name in plain:
+            _forget_quantisation(building / name / "config.json")
         replace_folder(building, target.path)
     except OSError as error:
         raise OutputError((error.strerror or str(error)).lower(), path=target.path) from error
@@ -90,11 +116,25 @@ def write_tree(
 
 def _copy_rest(source: Path, building: Path, components: set[Path]) -> None:
     def old_weights(folder: str, names: list[str]) -> set[str]:
-        if Path(os.path.realpath(folder)) not in components:
+        if Path(folder) not in components:
             return set()
-        return {name for name in names if Path(name).suffix.lower() in _WEIGHT_SUFFIXES}
+        return {
+            name
+            for name in names
+            if name.lower().endswith(_WEIGHT_SUFFIXES)
+            or (name.endswith(".json") and any(index in name for index in _INDEXES))
+        }
 
     shutil.copytree(source, building, ignore=old_weights)
+
+
+def _forget_quantisation(config: Path) -> None:
+    """Take the entry away by which loaders expect scales beside the weights."""
+    if not config.is_file():
+        return
+    document = json.loads(config.read_text(encoding="utf-8"))
+    if document.pop("quantization_config", None) is not None:
+        config.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def replace_folder(building: Path, target: Path) -> None:
@@ -102,7 +142,7 @@ def replace_folder(building: Path, target: Path) -> None:
     if not target.exists():
         building.rename(target)
         return
-    old = target.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.old")
+    old = temporary_beside(target, "old")
     target.rename(old)
     try:
         building.rename(target)

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
-import secrets
 import shutil
 import stat
 import struct
@@ -33,11 +33,10 @@ from functools import cached_property
 from pathlib import Path
 
 from lycotool.errors import OutputError
-from lycotool.io.hashes import PLACEHOLDERS, DataHasher
+from lycotool.io.hashes import PLACEHOLDERS, SPEC_HASH, DataHasher
 from lycotool.io.header import DTYPE_BITS, MAX_HEADER_BYTES, read_header
-
-#: Beginning of a temporary file's name, so that litter after a power cut is recognisable.
-TEMPORARY_PREFIX = ".lycotool-"
+from lycotool.io.nameless import NamelessFile, nameless_file
+from lycotool.io.store import CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +60,16 @@ class FilePlan:
     """A whole file before its data: tensors in file order and metadata.
 
     With ``hashed``, ``sshs_model_hash`` and ``sshs_legacy_hash`` are computed while the data
-    is written and take their place in the metadata.
+    is written and take their place in the metadata; with ``spec_hashed`` so does
+    ``modelspec.hash_sha256``. The tensors in ``last`` are asked for after all others, because
+    only then are they known; their place in the file is the same.
     """
 
     tensors: Mapping[str, TensorPlan]
     metadata: Mapping[str, str]
     hashed: bool = False
+    spec_hashed: bool = False
+    last: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         place = {dtype: -index for index, dtype in enumerate(DTYPE_BITS)}
@@ -79,8 +82,9 @@ class FilePlan:
         return len(self.header()) + sum(plan.nbytes for plan in self.tensors.values())
 
     def header(self, hashes: Mapping[str, str] = PLACEHOLDERS) -> bytes:
-        """Length prefix and JSON, with these values for the two hashes."""
-        return self._encode({**self.metadata, **(hashes if self.hashed else {})})
+        """Length prefix and JSON, with these values for the hashes."""
+        kept = {k: v for k, v in hashes.items() if (self.spec_hashed if k == SPEC_HASH else self.hashed)}
+        return self._encode({**self.metadata, **kept})
 
     def legacy_header(self) -> bytes:
         """The header ``sshs_legacy_hash`` is defined on: ``ss_*`` metadata alone."""
@@ -183,12 +187,36 @@ def _name_limit(folder: Path) -> int:
         return 255
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that is complete on disk and has no name yet.
+
+    Attributes
+    ----------
+    path
+        Where it can be read meanwhile.
+    plan
+        What is in it.
+    digests
+        SHA-256 of every tensor's bytes as they were produced.
+    """
+
+    path: Path
+    plan: FilePlan
+    digests: Mapping[str, bytes]
+
+
+#: Looks at a finished file before it gets its name; what it raises keeps the name from it.
+Check = Callable[[Written], None]
+
+
 def write_file(
     target: Path | None,
     plan: FilePlan,
     produce: Producer,
     *,
     advance: Callable[[int], None] = lambda nbytes: None,
+    check: Check | None = None,
 ) -> None:
     """Write ``plan`` to ``target``, or to standard output when it is ``None``.
 
@@ -198,6 +226,8 @@ def write_file(
         Called once per tensor in file order; must yield exactly the planned bytes.
     advance
         Told the number of bytes after each piece, for a progress bar.
+    check
+        Given the finished file before it gets its name.
 
     Raises
     ------
@@ -207,69 +237,160 @@ def write_file(
     if target is None:
         with tempfile.TemporaryDirectory(prefix="lycotool-stdout-") as folder:
             spooled = Path(folder) / "stdout.safetensors"
-            write_file(spooled, plan, produce, advance=advance)
+            write_file(spooled, plan, produce, advance=advance, check=check)
             with spooled.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
         return
-    _check_space(target, plan.nbytes)
+    check_space(target, plan.nbytes)
+    with staged_file(target, plan, produce, advance=advance, check=check) as file, _as_output(target):
+        file.publish()
+
+
+@contextlib.contextmanager
+def staged_file(
+    target: Path,
+    plan: FilePlan,
+    produce: Producer,
+    *,
+    advance: Callable[[int], None] = lambda nbytes: None,
+    check: Check | None = None,
+) -> Iterator[NamelessFile]:
+    """Write a file that gets its name when :meth:`NamelessFile.publish` is called, or vanishes.
+
+    Raises
+    ------
+    OutputError
+        If a write fails.
+    """
+    with contextlib.ExitStack() as stack:
+        with _as_output(target):
+            file = stack.enter_context(nameless_file(target))
+            digests = _fill(file.descriptor, plan, produce, advance, digested=check is not None)
+            os.fsync(file.descriptor)
+            _read_back(file.descriptor, plan, target)
+        if check is not None:
+            check(Written(file.path, plan, digests))
+        try:
+            yield file
+        finally:
+            with _as_output(target):
+                stack.close()
+
+
+@contextlib.contextmanager
+def _as_output(target: Path) -> Iterator[None]:
+    """Errors of the system as errors of the output."""
     try:
-        with _nameless_file(target) as (descriptor, publish):
-            _fill(descriptor, plan, produce, advance)
-            os.fsync(descriptor)
-            _read_back(descriptor, plan, target)
-            publish(_mode_for(target))
+        yield
     except OSError as error:
         raise OutputError(_reason(error), path=target) from error
 
 
-def _check_space(target: Path, needed: int) -> None:
+def check_space(target: Path, needed: int) -> None:
+    """Refuse to begin what the disk has no room for.
+
+    Raises
+    ------
+    OutputError
+        If fewer bytes are free where the target goes.
+    """
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise OutputError(f"no space: need {needed} bytes, {free} are free", path=target)
 
 
-def _fill(descriptor: int, plan: FilePlan, produce: Producer, advance: Callable[[int], None]) -> None:
-    total = plan.nbytes
+def _fill(
+    descriptor: int,
+    plan: FilePlan,
+    produce: Producer,
+    advance: Callable[[int], None],
+    *,
+    digested: bool,
+) -> dict[str, bytes]:
+    """Write header and data; give the digests of the tensors when they are wanted."""
     if hasattr(os, "posix_fallocate"):
         try:
-            os.posix_fallocate(descriptor, 0, total)
+            os.posix_fallocate(descriptor, 0, plan.nbytes)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise
-    _write_all(descriptor, memoryview(plan.header()))
-    hasher = DataHasher(plan.legacy_header()) if plan.hashed else None
-    unflushed = 0
+    header = plan.header()
+    _write_all(descriptor, memoryview(header))
+    is_hashed = plan.hashed or plan.spec_hashed
+    running = DataHasher(plan.legacy_header()) if is_hashed and not plan.last else None
+    digests: dict[str, bytes] = {}
+    flusher = _Flusher(descriptor)
     with ThreadPoolExecutor(1, "lycotool-hash") as pool:
-        for name, tensor in plan.tensors.items():
+        for name, place in _in_turn(plan, len(header)):
+            if place is not None:
+                os.lseek(descriptor, place, os.SEEK_SET)
+            digest = hashlib.sha256() if digested else None
+            sinks = [sink.update for sink in (running, digest) if sink is not None]
             written = 0
             for piece in produce(name):
                 # The piece's memory may be used again once it is asked for the next.
-                hashed = None
-                if hasher is not None and len(piece) >= _HASHED_ASIDE:
-                    hashed = pool.submit(hasher.update, piece)
-                elif hasher is not None:
-                    hasher.update(piece)
-                _write_all(descriptor, piece)
-                if hashed is not None:
-                    hashed.result()
+                if not sinks or len(piece) >= _HASHED_ASIDE:
+                    waiting = [pool.submit(sink, piece) for sink in sinks]
+                    _write_all(descriptor, piece)
+                    for future in waiting:
+                        future.result()
+                else:
+                    for sink in sinks:
+                        sink(piece)
+                    _write_all(descriptor, piece)
                 written += len(piece)
-                unflushed += len(piece)
-                if unflushed >= _FLUSH_BYTES:
-                    _start_flush(descriptor)
-                    unflushed = 0
+                flusher.wrote(len(piece))
                 advance(len(piece))
-            if written != tensor.nbytes:
-                raise AssertionError(f"{name}: produced {written} of {tensor.nbytes} bytes")
-    if hasher is not None:
+            if written != plan.tensors[name].nbytes:
+                raise AssertionError(f"{name}: produced {written} of {plan.tensors[name].nbytes} bytes")
+            if digest is not None:
+                digests[name] = digest.digest()
+    if is_hashed:
+        hasher = running or _hashed_again(descriptor, plan, len(header))
         os.lseek(descriptor, 0, os.SEEK_SET)
         _write_all(descriptor, memoryview(plan.header(hasher.metadata())))
+    return digests
 
 
-def _start_flush(descriptor: int) -> None:
-    """Have the system begin to write what it has, so that the last flush finds little left."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+def _in_turn(plan: FilePlan, start: int) -> Iterator[tuple[str, int | None]]:
+    """The tensors as they are asked for, and their place in the file unless it is the next."""
+    places: dict[str, int] = {}
+    for name, tensor in plan.tensors.items():
+        places[name] = start
+        start += tensor.nbytes
+    for name in plan.tensors:
+        if name not in plan.last:
+            yield name, places[name] if plan.last else None
+    for name in plan.tensors:
+        if name in plan.last:
+            yield name, places[name]
+
+
+def _hashed_again(descriptor: int, plan: FilePlan, start: int) -> DataHasher:
+    """The hashes of data that was not written in its order."""
+    hasher = DataHasher(plan.legacy_header())
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        file.seek(start)
+        while piece := file.read(CHUNK_BYTES):
+            hasher.update(memoryview(piece))
+    return hasher
+
+
+class _Flusher:
+    """Has the system begin to write what it has, so that the last flush finds little left."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._unflushed = 0
+
+    def wrote(self, nbytes: int) -> None:
+        """So many bytes more are to be flushed."""
+        self._unflushed += nbytes
+        if self._unflushed >= _FLUSH_BYTES:
+            self._unflushed = 0
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:
@@ -287,87 +408,6 @@ def _read_back(descriptor: int, plan: FilePlan, target: Path) -> None:
     written = {name: TensorPlan(info.dtype, info.shape) for name, info in header.tensors.items()}
     if written != dict(plan.tensors):
         raise OutputError("the written file does not read back as planned", path=target)
-
-
-def _mode_for(target: Path) -> int:
-    """The old file's permissions, or those any new file gets."""
-    try:
-        return stat.S_IMODE(target.stat().st_mode)
-    except FileNotFoundError:
-        umask = os.umask(0)
-        os.umask(umask)
-        return 0o666 & ~umask
-
-
-@contextlib.contextmanager
-def _nameless_file(target: Path) -> Iterator[tuple[int, Callable[[int], None]]]:
-    """Open a file nobody sees; ``publish(mode)`` gives it the target's name.
-
-    Without ``publish`` nothing remains: an ``O_TMPFILE`` vanishes with its descriptor, a
-    named temporary file is removed.
-    """
-    temporary = target.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}.tmp"
-    descriptor = _open_tmpfile(target.parent)
-    named = descriptor is None
-    if descriptor is None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(temporary, flags, 0o600)
-    is_open = True
-
-    def publish(mode: int) -> None:
-        nonlocal named, is_open
-        if not named:
-            _link_descriptor(descriptor, temporary)
-            named = True
-        is_open = False  # whatever close says, the descriptor is gone
-        os.close(descriptor)  # before the rename: Windows refuses to replace an open file
-        temporary.chmod(mode)
-        temporary.replace(target)
-        named = False
-        _fsync_folder(target.parent)
-
-    try:
-        yield descriptor, publish
-    finally:
-        try:
-            if is_open:
-                os.close(descriptor)
-        finally:
-            if named:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
-
-
-def _open_tmpfile(folder: Path) -> int | None:
-    """A file without a name in ``folder``, or None where the platform has none."""
-    if not hasattr(os, "O_TMPFILE") or not Path("/proc/self/fd").is_dir():
-        return None
-    try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
-            return None
-        raise
-
-
-def _link_descriptor(descriptor: int, name: Path) -> None:
-    # Without a directory descriptor CPython calls link(2), which links the /proc symlink
-    # itself and fails across file systems; with one it calls linkat with AT_SYMLINK_FOLLOW.
-    root = os.open("/", os.O_RDONLY)
-    try:
-        os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=root, follow_symlinks=True)
-    finally:
-        os.close(root)
-
-
-def _fsync_folder(folder: Path) -> None:
-    if os.name == "nt":  # directories cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: OSError) -> str:

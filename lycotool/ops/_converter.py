@@ -14,7 +14,8 @@ from lycotool.algorithms.base import MismatchError
 from lycotool.errors import BadInputError, CheckError, IncompatibleError
 from lycotool.formats.dialects import Dialect
 from lycotool.io.dtypes import from_torch
-from lycotool.io.folder import build_folder, prepare_folder, publish, temporary_beside
+from lycotool.io.folder import build_folder, prepare_folder, publish
+from lycotool.io.nameless import temporary_beside
 from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
 from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file

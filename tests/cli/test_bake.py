@@ -188,16 +188,3 @@ def test_peft_folder_on_the_sample_checkpoint(in_folder: Path) -> None:
     result = succeed("bake", DATA / "base.safetensors", DATA / "peft_lora", "-o", "out.safetensors", "--json")
     report = json.loads(result.stdout)
     assert report["adapters"][0]["matched"] == report["changed"] == 128
-
-
-def test_scaled_fp8_is_refused_rather_than_wrong(in_folder: Path) -> None:
-    from helpers import run
-
-    key = "model.diffusion_model.down.a"
-    write(in_folder / "model.safetensors", {
-        f"{key}.weight": torch.randn(6, 5).to(torch.float8_e4m3fn), f"{key}.scale_weight": torch.tensor(0.5),
-    })  # fmt: skip
-    write(in_folder / "a.safetensors", lora())
-    result = run("bake", "model.safetensors", "a.safetensors")
-    assert result.exit_code == 5
-    assert "scaled float8" in result.stderr

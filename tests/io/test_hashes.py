@@ -120,4 +120,5 @@ def test_the_pieces_do_not_matter(cuts: list[int]) -> None:
     assert hasher.metadata() == {
         "sshs_model_hash": hashlib.sha256(data).hexdigest(),
         "sshs_legacy_hash": hashlib.sha256((header + data)[0x100000:0x110000]).hexdigest()[:8],
+        "modelspec.hash_sha256": "0x" + hashlib.sha256(data).hexdigest(),
     }

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from stored_tensors import DTYPES, bits, names, state_dicts, text
 
 from lycotool.errors import OutputError
-from lycotool.io import writer
+from lycotool.io import nameless, writer
 from lycotool.io.header import read_header
 from lycotool.io.writer import FilePlan, Producer, TensorPlan, prepare_output, write_file
 
@@ -51,7 +51,7 @@ def written(path: Path, state: State, metadata: dict[str, str] | None = None) ->
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both kinds of temporary file: ``O_TMPFILE``, and where it does not exist."""
     if request.param == "named":
-        monkeypatch.setattr(writer, "_open_tmpfile", lambda folder: None)
+        monkeypatch.setattr(nameless, "_open_tmpfile", lambda folder: None)
     return request.param
 
 

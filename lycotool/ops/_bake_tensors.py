@@ -1,0 +1,178 @@
+"""The tensors `bake` writes, one at a time: copied, changed, requantised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from lycotool.algorithms.base import MismatchError
+from lycotool.algorithms.detection import bias_change, weight_change
+from lycotool.errors import IncompatibleError
+from lycotool.formats.quantisation import FLOAT8, Scaled
+from lycotool.io.dtypes import to_torch
+from lycotool.io.store import TensorStore
+from lycotool.io.writer import TensorPlan
+from lycotool.lazy import torch
+from lycotool.linalg.finite import extremes
+from lycotool.linalg.quantised import Rounding, dequantise_, requantise_
+from lycotool.ops._bake_plan import Edit
+from lycotool.ops._common import as_bytes, cast_checked, check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is baked: the checkpoint as stored and as numbers, and the changes.
+
+    Attributes
+    ----------
+    store
+        What is copied where nothing changes; its float8 weights may have scales.
+    numbers
+        The same with float32 weights in place of scaled ones. The same store where no weight
+        is scaled, or where all of them are written as something else.
+    scaled
+        The scaled weights that stay scaled.
+    plans
+        dtype and shape of every tensor to be written.
+    """
+
+    store: TensorStore
+    numbers: TensorStore
+    scaled: Mapping[str, Scaled]
+    edits: Mapping[str, Sequence[Edit]]
+    plans: Mapping[str, TensorPlan]
+
+    def is_copied(self, key: str) -> bool:
+        """Whether a tensor is written as it is stored, byte for byte."""
+        if key in self.edits or key in self.changed_scales:
+            return False
+        return self.plans[key].dtype == self.store.info(key).dtype
+
+    @cached_property
+    def changed_scales(self) -> dict[str, str]:
+        """The scales that change with their weights: their keys to the weights'."""
+        return {self.scaled[key].scale: key for key in self.edits if key in self.scaled}
+
+    def compute(self, key: str, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """``W + Σ s·ΔW`` of one checkpoint tensor, every ``ΔW`` on the original ``W``.
+
+        Parameters
+        ----------
+        dtype
+            To compute in; None is float32, and float64 for what is stored so.
+        """
+        stored = self.numbers.tensor(key)
+        edits = self.edits.get(key, ())
+        if not edits and dtype is None:
+            return stored
+        if dtype is None:
+            dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
+        base = stored.to(device=device, dtype=dtype)
+        keep_base = len(edits) > 1 and any(edit.module.detected.needs_base for edit in edits)
+        total = base.clone() if keep_base else base
+        for edit in edits:
+            change = _change(edit, base, dtype)
+            if change is not None:
+                edit.param.view(total).add_(change)
+        return total
+
+
+def _change(edit: Edit, base: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """One module's change of (its rows of) a weight or bias."""
+    bound = edit.adapter.load(edit.module, base.device, dtype)
+    if edit.part == "bias":
+        return bias_change(edit.module.detected, bound, strength=edit.strength)
+    part = edit.param.view(base)
+    try:
+        return weight_change(edit.module.detected, bound, edit.param.shape, part, strength=edit.strength)
+    except MismatchError as error:
+        raise IncompatibleError(str(error), path=edit.adapter.path, key=edit.module.name) from None
+
+
+@dataclass
+class Baker:
+    """Produces the bytes of the tensors, and remembers what rounding did to them.
+
+    Attributes
+    ----------
+    rounding
+        Errors of the float8 weights that are not copied.
+    reconstruction_error
+        When unbaking, the most a changed weight can be off by, by the roundings of what was
+        read and of what is written.
+    scales
+        New scales by key, until and after they are asked for: one number or row each.
+    """
+
+    source: Source
+    device: torch.device
+    is_unbaking: bool = False
+    rounding: Rounding = field(default_factory=Rounding)
+    reconstruction_error: float = 0.0
+    scales: dict[str, Tensor] = field(default_factory=dict)
+
+    def produce(self, key: str) -> Iterable[memoryview]:
+        """The bytes of one tensor as they are written.
+
+        Raises
+        ------
+        NumericError
+            If its dtype cannot hold a value.
+        """
+        source = self.source
+        if source.is_copied(key):
+            return source.store.chunks(key)
+        if key in (weights := source.changed_scales):
+            if key not in self.scales:  # in another file than its weight, and before it
+                self._requantised(weights[key])
+            return [as_bytes(self.scales[key])]
+        if key in source.scaled:
+            return [as_bytes(self._requantised(key))]
+        exact = source.compute(key, self.device)
+        dtype = source.plans[key].dtype
+        saved = cast_checked(exact, dtype, path=source.store.path, key=key)
+        if dtype in FLOAT8:
+            self.rounding.add(exact, saved.to(exact.dtype))
+        self._count_reconstruction(key, saved)
+        return [as_bytes(saved)]
+
+    def _requantised(self, key: str) -> Tensor:
+        """A changed scaled weight as float8; its new scales are remembered."""
+        source, scaled = self.source, self.source.scaled[key]
+        exact = source.compute(key, self.device)
+        check_range(*extremes(exact), "F32", path=source.store.path, key=key)
+        is_first = scaled.scale not in self.scales
+        stored, scale, beyond = requantise_(
+            exact.clone(), scaled.grid, scaled.block, to_torch(source.plans[key].dtype),
+            to_torch(source.plans[scaled.scale].dtype),
+        )  # fmt: skip
+        self.scales[scaled.scale] = scale.reshape(source.plans[scaled.scale].shape).cpu()
+        if is_first:
+            back = dequantise_(stored.to(exact.dtype), scale.to(exact.dtype), scaled.block)
+            self.rounding.add(exact, back)
+            self.rounding.saturated += beyond
+            self._count_reconstruction(key, stored, float(exact.abs_().max()))
+        return stored
+
+    def _count_reconstruction(self, key: str, saved: Tensor, largest: float | None = None) -> None:
+        if not self.is_unbaking or key not in self.source.edits:
+            return
+        before = self.source.numbers.tensor(key)
+        stored = to_torch(self.source.store.info(key).dtype)
+        found = _rounding(stored, _largest(before))
+        found += _rounding(saved.dtype, _largest(saved) if largest is None else largest)
+        self.reconstruction_error = max(self.reconstruction_error, found)
+
+
+def _largest(tensor: Tensor) -> float:
+    return max(map(abs, extremes(tensor.float()))) if tensor.numel() else 0.0
+
+
+def _rounding(dtype: torch.dtype, largest: float) -> float:
+    """The most that rounding to a dtype can have moved an element of a tensor with this largest."""
+    return torch.finfo(dtype).eps / 2 * largest

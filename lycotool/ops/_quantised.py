@@ -1,0 +1,139 @@
+"""Checkpoints whose float8 weights have scales beside them, read as the numbers they mean.
+
+:func:`dequantised` gives a store in which such a weight is a float32 tensor and its scales are
+not there; every command that reads a checkpoint's weights reads them so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lycotool.errors import IncompatibleError
+from lycotool.formats.quantisation import (
+    MARKER,
+    METADATA,
+    Scaled,
+    other_quantisation,
+    scaled_weights,
+)
+from lycotool.io.dtypes import FLOATING
+from lycotool.io.header import TensorInfo
+from lycotool.io.store import Entry, TensorStore
+from lycotool.lazy import torch
+from lycotool.linalg.quantised import dequantise_
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def scaled_in(store: TensorStore) -> dict[str, Scaled]:
+    """The scaled float8 weights of a checkpoint, by key."""
+    return scaled_weights({key: (entry.info.dtype, entry.info.shape) for key, entry in store.entries.items()})
+
+
+def scale_keys(scaled: Mapping[str, Scaled], store: TensorStore) -> frozenset[str]:
+    """Every tensor that only says how others are stored."""
+    keys = {key for weight in scaled.values() for key in (weight.scale, *weight.beside)}
+    if scaled:
+        keys |= {key for key in store.entries if key.rpartition(".")[2] == MARKER}
+    return frozenset(keys)
+
+
+def dequantised(store: TensorStore, scaled: Mapping[str, Scaled] | None = None) -> TensorStore:
+    """The checkpoint with float32 weights in place of scaled float8 ones; others as they are.
+
+    Nothing is read before a tensor is asked for. Weights that cannot be read keep their entry;
+    :func:`require_readable` says why.
+    """
+    scaled = scaled_in(store) if scaled is None else scaled
+    if not scaled:
+        return store
+    readable = {key: weight for key, weight in scaled.items() if weight.fault is None}
+    gone = scale_keys(scaled, store)
+    file = _Dequantised(store, readable)
+    entries = {
+        key: Entry(file, key) if key in readable else entry
+        for key, entry in store.entries.items()
+        if key not in gone
+    }
+    metadata = {name: text for name, text in store.metadata.items() if name != METADATA}
+    return replace(store, entries=entries, metadata=metadata, opened=())
+
+
+def packed_in(store: TensorStore) -> list[str]:
+    """The integer weights beside which something tells how they are packed."""
+    return [
+        key
+        for key, entry in store.entries.items()
+        if key.endswith("weight")
+        and entry.info.dtype not in FLOATING
+        and other_quantisation(key, store.entries) is not None
+    ]
+
+
+def require_readable(store: TensorStore, scaled: Mapping[str, Scaled], key: str) -> None:
+    """Refuse a weight whose values cannot be told from what is stored.
+
+    Raises
+    ------
+    IncompatibleError
+        If it is an integer or packed weight, or its scales are not understood.
+    """
+    dtype = store.info(key).dtype
+    kind = other_quantisation(key, store.entries)
+    if dtype not in FLOATING:
+        quantised = f"a {kind} weight" if kind else "a quantised weight"
+        raise IncompatibleError(
+            f"is stored as {dtype}; {quantised} cannot be changed exactly",
+            path=store.path,
+            key=key,
+            hint="use the fp16, bf16 or fp8 version of this checkpoint",
+        )
+    fault = scaled[key].fault if key in scaled else kind and f"it is a {kind} weight"
+    if fault:
+        raise IncompatibleError(
+            f"is a float8 weight that cannot be read: {fault}"
+            if key in scaled
+            else f"cannot be read: {fault}",
+            path=store.path,
+            key=key,
+            hint="use the fp16 or bf16 version of this checkpoint",
+        )
+
+
+class _Dequantised:
+    """The scaled weights of a store as a file of float32 tensors."""
+
+    def __init__(self, store: TensorStore, scaled: Mapping[str, Scaled]) -> None:
+        self._store, self._scaled = store, scaled
+        self.path = next(iter(store.entries[key].file.path for key in scaled), Path(store.path))
+        self.metadata: Mapping[str, str] = {}
+        self.tensors: Mapping[str, TensorInfo] = {
+            key: TensorInfo("F32", store.info(key).shape, 0, 4 * store.info(key).numel) for key in scaled
+        }
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the weight's values."""
+        if not buffer.nbytes:
+            return
+        weight, stored = self._scaled[name], self._store.tensor(name)
+        values = torch.frombuffer(buffer, dtype=torch.float32).view(stored.shape).copy_(stored)
+        dequantise_(values, read_scale(self._store, weight), weight.block)
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Yield the weight's bytes."""
+        buffer = memoryview(bytearray(self.tensors[name].nbytes))
+        self.read_into(name, buffer)
+        if buffer.nbytes:
+            yield buffer
+
+    def close(self) -> None:
+        """The store's files are closed by whoever opened it."""
+
+
+def read_scale(store: TensorStore, weight: Scaled) -> Tensor:
+    """A weight's scales as the grid they are, in float32."""
+    return store.tensor(weight.scale).float().reshape(weight.grid)
