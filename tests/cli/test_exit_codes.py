@@ -306,7 +306,7 @@ def test_other_endings(
     def stop(*args: object, **kwargs: object) -> None:
         raise error
 
-    monkeypatch.setattr("lycotool.ops.bake._change", stop)
+    monkeypatch.setattr("lycotool.ops._bake_tensors._change", stop)
     base, adapter = folder.base(), folder.adapter(lora())
     before = snapshot(folder.path)
     result = run("bake", base, adapter)
