@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def test_provenance_records_the_factors(tmp_path: Path) -> None:
         "unet": 1.0,
         "lbw": "MIDD",
         "lbw_rules": [],
+        "sha256": hashlib.sha256(LORA.read_bytes()).hexdigest(),
     }
 
 
