@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from lycotool.errors import UsageError
 from lycotool.lazy import torch
 
@@ -42,3 +46,25 @@ def resolve_device(name: str, *, float64: bool = False) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"no such device: {name}", hint="auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+_streams = threading.local()
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Have a GPU work on a stream of this thread's own, so that it waits for its own work alone.
+
+    What the default stream was given before is waited for; leaving waits for the work done
+    inside, so its results are anybody's. On other devices nothing changes.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream = getattr(_streams, "stream", None)
+    if stream is None or stream.device != torch.empty(0, device=device).device:
+        stream = _streams.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.default_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()

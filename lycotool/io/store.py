@@ -72,12 +72,14 @@ class SafetensorsFile:
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the tensor's bytes in pieces of at most :data:`CHUNK_BYTES`.
 
-        The pieces share one buffer: each is valid until the next is asked for.
+        They take turns in two buffers: each is valid until the next but one is asked for.
         """
         nbytes = self.tensors[name].nbytes
-        buffer = memoryview(bytearray(min(CHUNK_BYTES, nbytes)))
-        for position in range(0, nbytes, CHUNK_BYTES):
-            piece = buffer[: min(CHUNK_BYTES, nbytes - position)]
+        buffers = [memoryview(bytearray(min(CHUNK_BYTES, nbytes)))]
+        if nbytes > CHUNK_BYTES:
+            buffers.append(memoryview(bytearray(CHUNK_BYTES)))
+        for index, position in enumerate(range(0, nbytes, CHUNK_BYTES)):
+            piece = buffers[index % 2][: min(CHUNK_BYTES, nbytes - position)]
             self._read(name, position, piece)
             yield piece
 

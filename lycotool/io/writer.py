@@ -27,7 +27,7 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,7 +117,8 @@ _HASHED_ASIDE = 2**15
 #: Bytes after which the disk is put to work.
 _FLUSH_BYTES = 64 * 2**20
 
-#: Gives a tensor's bytes when the writer reaches it.
+#: Gives a tensor's bytes when the writer reaches it; each piece stays as it is until the next
+#: but one is asked for.
 Producer = Callable[[str], Iterable[memoryview]]
 
 
@@ -223,7 +224,8 @@ def write_file(
     Parameters
     ----------
     produce
-        Called once per tensor in file order; must yield exactly the planned bytes.
+        Called once per tensor in file order; must yield exactly the planned bytes. A piece is
+        still hashed while the next one is made.
     advance
         Told the number of bytes after each piece, for a progress bar.
     check
@@ -321,6 +323,7 @@ def _fill(
     running = DataHasher(plan.legacy_header()) if is_hashed and not plan.last else None
     digests: dict[str, bytes] = {}
     flusher = _Flusher(descriptor)
+    waiting: list[Future[None]] = []
     with ThreadPoolExecutor(1, "lycotool-hash") as pool:
         for name, place in _in_turn(plan, len(header)):
             if place is not None:
@@ -329,28 +332,34 @@ def _fill(
             sinks = [sink.update for sink in (running, digest) if sink is not None]
             written = 0
             for piece in produce(name):
-                # The piece's memory may be used again once it is asked for the next.
-                if not sinks or len(piece) >= _HASHED_ASIDE:
+                # The memory of the piece before is used again for the one after this.
+                _finish(waiting)
+                if len(piece) >= _HASHED_ASIDE:
                     waiting = [pool.submit(sink, piece) for sink in sinks]
-                    _write_all(descriptor, piece)
-                    for future in waiting:
-                        future.result()
                 else:
+                    waiting = []
                     for sink in sinks:
                         sink(piece)
-                    _write_all(descriptor, piece)
+                _write_all(descriptor, piece)
                 written += len(piece)
                 flusher.wrote(len(piece))
                 advance(len(piece))
             if written != plan.tensors[name].nbytes:
                 raise AssertionError(f"{name}: produced {written} of {plan.tensors[name].nbytes} bytes")
             if digest is not None:
+                _finish(waiting)
                 digests[name] = digest.digest()
+        _finish(waiting)
     if is_hashed:
         hasher = running or _hashed_again(descriptor, plan, len(header))
         os.lseek(descriptor, 0, os.SEEK_SET)
         _write_all(descriptor, memoryview(plan.header(hasher.metadata())))
     return digests
+
+
+def _finish(waiting: Iterable[Future[None]]) -> None:
+    for future in waiting:
+        future.result()
 
 
 def _in_turn(plan: FilePlan, start: int) -> Iterator[tuple[str, int | None]]:

@@ -8,7 +8,6 @@ SVD.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,7 @@ class DenseSpectrum:
 
     def truncated(self, rank: int, matrix: Tensor) -> LowRank:
         """``up = U_k Σ_k``, ``down = V_kᵀ``, from the matrix the spectrum is of."""
-        return _factors(matrix, self.values[:rank].to(matrix.device), self.basis[:, :rank])
+        return LowRank(*_factors(matrix, self.values[:rank].to(matrix.device), self.basis[:, :rank]))
 
 
 def exact(matrix: Tensor) -> DenseSpectrum:
@@ -56,29 +55,30 @@ def exact(matrix: Tensor) -> DenseSpectrum:
 
 @dataclass(frozen=True, slots=True)
 class Leading:
-    """The best approximation of one matrix: ``up = U_k Σ_k``, ``down = V_kᵀ``.
+    """The best approximations of a batch: ``up = U_k Σ_k``, ``down = V_kᵀ``.
 
-    ``factors`` are in the matrix's dtype and on its device; ``values``, the ``k`` largest
-    singular values, are in float64 on the CPU.
+    ``up`` ``(batch, m, k)`` and ``down`` ``(batch, k, n)`` are in the matrices' dtype and on
+    their device; ``values`` ``(batch, k)``, the largest singular values, are in float64 there.
     """
 
-    factors: LowRank
+    up: Tensor
+    down: Tensor
     values: Tensor
 
 
-def leading(matrices: Sequence[Tensor], rank: int, *, seed: int) -> list[Leading]:
+def leading(matrices: Tensor, rank: int, *, seed: int) -> Leading:
     """The best approximations of a rank, each within 1.001 of the optimal error.
 
     Parameters
     ----------
     matrices
-        ``(m, n)`` each, all with one ``min(m, n)``: that is the size of what is decomposed.
+        ``(batch, m, n)``.
     rank
         At most ``min(m, n)`` of it is used.
     seed
         For the random start; equal seeds give equal results on one device.
     """
-    shorter = min(matrices[0].shape)
+    shorter = min(matrices.shape[1:])
     rank = min(rank, shorter)
     grams = torch.stack([_gram(matrix) for matrix in matrices])
     if shorter <= _SMALL or 3 * (rank + OVERSAMPLING) > shorter:
@@ -89,16 +89,13 @@ def leading(matrices: Sequence[Tensor], rank: int, *, seed: int) -> list[Leading
             whole, vectors = eigh(grams[index : index + 1])
             squares[index], basis[index] = whole[0, :rank], vectors[0, :, :rank]
     values = squares[:, :rank].clamp_min(0).sqrt()
-    on_cpu = values.cpu()
-    return [
-        Leading(_factors(matrix, values[index], basis[index, :, :rank]), on_cpu[index])
-        for index, matrix in enumerate(matrices)
-    ]
+    return Leading(*_factors(matrices, values, basis[..., :rank]), values)
 
 
 def best_approximation(matrix: Tensor, rank: int, *, seed: int) -> LowRank:
     """:func:`leading` of one matrix."""
-    return leading([matrix], rank, seed=seed)[0].factors
+    found = leading(matrix[None], rank, seed=seed)
+    return LowRank(found.up[0], found.down[0])
 
 
 def _gram(matrix: Tensor) -> Tensor:
@@ -113,16 +110,17 @@ def _gram(matrix: Tensor) -> Tensor:
     return total
 
 
-def _factors(matrix: Tensor, values: Tensor, basis: Tensor) -> LowRank:
-    """``U Σ`` and ``Vᵀ`` from a matrix, its values and the shorter side's vectors."""
-    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+def _factors(matrix: Tensor, values: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """``U Σ`` and ``Vᵀ`` of matrices, from their values and the shorter side's vectors."""
+    largest = basis.gather(-2, basis.abs().argmax(-2, keepdim=True))
     basis = basis * torch.where(largest < 0, -1.0, 1.0)  # a repeatable sign
-    if matrix.shape[0] > matrix.shape[1]:
-        return LowRank(matrix @ basis.to(matrix.dtype), basis.T.to(matrix.dtype))  # U Σ = A V
+    if matrix.shape[-2] > matrix.shape[-1]:
+        return matrix @ basis.to(matrix.dtype), basis.mT.to(matrix.dtype)  # U Σ = A V
+    values = values.unsqueeze(-2)
     # A direction without length keeps its basis vector and gets a zero scale.
-    inverse = torch.where(values > values[:1] * 1e-12, 1 / values.clamp_min(1e-300), 0)
-    down = (basis * inverse).to(matrix.dtype).T @ matrix
-    return LowRank((basis * values).to(matrix.dtype), down)
+    inverse = torch.where(values > values[..., :1] * 1e-12, 1 / values.clamp_min(1e-300), 0)
+    down = (basis * inverse).to(matrix.dtype).mT @ matrix
+    return (basis * values).to(matrix.dtype), down
 
 
 def nearest_kronecker(matrix: Tensor, first: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -81,8 +81,9 @@ def one_matrix_a_thread() -> Iterator[tuple[ThreadPoolExecutor, int]]:
 def _on_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.empty_like(matrices[..., 0]), torch.empty_like(matrices)
     with one_matrix_a_thread() as (pool, count):
-        # More pieces than workers, so that a slow one does not leave the others idle.
-        pieces = zip(*(t.chunk(min(4 * count, len(t))) for t in (matrices, values, vectors)), strict=True)
+        # One piece a worker: each hands Python's lock around a few times, which costs as much as
+        # a matrix or two.
+        pieces = zip(*(t.chunk(min(count, len(t))) for t in (matrices, values, vectors)), strict=True)
         for _ in pool.map(_solve, pieces):
             pass
     return values, vectors

@@ -1,8 +1,12 @@
-"""Collect things of one kind until there are enough of them to be worked on together."""
+"""Collect things of one kind until there are enough of them, and work on them together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Generic, TypeVar
 
 Thing = TypeVar("Thing")
@@ -39,3 +43,37 @@ class Batches(Generic[Thing]):
     def _finish(self, kind: Hashable) -> None:
         del self._nbytes[kind]
         self._work(self._groups.pop(kind))
+
+
+@contextmanager
+def in_background(
+    work: Callable[[list[Thing]], None], at_once: int
+) -> Iterator[Callable[[list[Thing]], None]]:
+    """``work`` on other threads, so many groups at once; a further one waits for the oldest.
+
+    Leaving waits for all of them.
+
+    Parameters
+    ----------
+    at_once
+        0 works at once, on this thread.
+
+    Raises
+    ------
+    Exception
+        What ``work`` raises, at a later call or on leaving.
+    """
+    if at_once == 0:
+        yield work
+        return
+    running: deque[Future[None]] = deque()
+
+    def submit(group: list[Thing]) -> None:
+        while len(running) >= at_once:
+            running.popleft().result()
+        running.append(pool.submit(copy_context().run, work, group))
+
+    with ThreadPoolExecutor(at_once, "lycotool-work") as pool:
+        yield submit
+        while running:
+            running.popleft().result()

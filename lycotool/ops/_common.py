@@ -146,6 +146,14 @@ def cast_all_checked(
     return [tensor.to(to_torch(dtype)) for tensor, dtype in zip(tensors, dtypes, strict=True)]
 
 
+def cast_batch_checked(batch: torch.Tensor, dtype: str, *, path: str, keys: Sequence[str]) -> torch.Tensor:
+    """:func:`cast_checked` of floating tensors stacked along the first axis, one key each."""
+    flat = batch.flatten(1)
+    for low, high, key in zip(flat.amin(1).tolist(), flat.amax(1).tolist(), keys, strict=True):
+        check_range(low, high, dtype, path=path, key=key)
+    return batch.to(to_torch(dtype))
+
+
 def to_cpu(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Tensors on the CPU; those of one dtype in one transfer."""
     if all(tensor.device.type == "cpu" for tensor in tensors) or len({t.dtype for t in tensors}) > 1:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lycotool.devices import resolve_device
+from lycotool.devices import own_stream, resolve_device
 from lycotool.errors import IncompatibleError, NumericError
 from lycotool.io.dtypes import to_torch
 from lycotool.io.prefetch import prefetched
@@ -23,7 +23,7 @@ from lycotool.linalg.eigen import one_matrix_a_thread
 from lycotool.linalg.finite import extremes, is_finite
 from lycotool.models.architecture import guess_checkpoint
 from lycotool.models.layers import Param
-from lycotool.ops._batches import Batches
+from lycotool.ops._batches import Batches, in_background
 from lycotool.ops._common import Progress, listed, provenance, saved_dtype
 from lycotool.ops._forms import DEFAULT_RANK, Difference, Forms, Stored, square
 from lycotool.ops._pairs import Pair, pair_layers
@@ -40,9 +40,14 @@ if TYPE_CHECKING:
 _READ_AHEAD = {"cpu": (128 * 2**20, 1), "cuda": (512 * 2**20, 4)}
 
 #: Bytes of differences held back to be decomposed together, on a CPU; enough to share the
-#: overhead of small layers. A GPU holds back half a GiB, and at most this share of its memory.
-_BATCH_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
-_BATCH_SHARE = 1 / 24
+#: overhead of small layers. A GPU holds back 1 GiB, and at most this share of its memory: what
+#: is held back and two batches at work take about eleven times as much.
+_BATCH_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
+_BATCH_SHARE = 1 / 32
+
+#: Batches decomposed beside the reading and subtracting of the next: on a GPU one is computed
+#: while the small eigenproblems of another are solved on the CPU. 0 is one after the other.
+_AT_ONCE = {"cpu": 0, "cuda": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +144,12 @@ class Extractor:
         if self._options.mode in ("size", "error"):
             self._allocate(pairs)
         results = [_Result() for _ in pairs]
-        batches = Batches(self._store_alike, limit=self._batch_limit())
-        for result, (pair, raw) in zip(results, self._read(pairs), strict=True):
-            self._compute(pair, raw, result, batches)
-            self._progress.advance(self._nbytes(pair))
-        batches.finish()
+        with in_background(self._store_alike, _AT_ONCE[self._device.type]) as store:
+            batches = Batches(store, limit=self._batch_limit())
+            for result, (pair, raw) in zip(results, self._read(pairs), strict=True):
+                self._compute(pair, raw, result, batches)
+                self._progress.advance(self._nbytes(pair))
+            batches.finish()
         self._refuse_unfit()
         tensors: dict[str, Tensor] = {}
         for pair, result in zip(pairs, results, strict=True):
@@ -251,7 +257,8 @@ class Extractor:
             result.saved_bias = layer.save(result.bias)
 
     def _store_alike(self, group: list[tuple[Difference, _Result]]) -> None:
-        stored = self._forms.store_alike([layer for layer, _ in group])
+        with own_stream(self._device):
+            stored = self._forms.store_alike([layer for layer, _ in group])
         for (_, result), one in zip(group, stored, strict=True):
             result.weight = one
 

@@ -20,7 +20,7 @@ from lycotool.linalg.dense import best_approximation, exact, leading, nearest_kr
 from lycotool.linalg.direction import nearest_direction
 from lycotool.linalg.factorization import factorization
 from lycotool.linalg.low_rank import LowRank, kron
-from lycotool.ops._common import cast_all_checked, cast_checked, to_cpu
+from lycotool.ops._common import cast_batch_checked, cast_checked
 from lycotool.ops._pairs import Pair
 from lycotool.ops._render import alpha_tensor
 
@@ -106,27 +106,26 @@ class Forms:
             return None
         if options.use_conv_cp and layer.pair.is_convolution:
             return None
-        matrix = layer.delta.flatten(1)
-        return min(matrix.shape), matrix.dtype, layer.dtype, self.cap(layer.pair)
+        return layer.delta.flatten(1).shape, layer.delta.dtype, layer.dtype, self.cap(layer.pair)
 
     def store_alike(self, layers: Sequence[Difference]) -> list[Stored]:
         """:meth:`_lora` of layers of one :meth:`kind`, in a few large calls."""
-        deltas = [layer.delta.flatten(1) for layer in layers]
+        deltas = torch.stack([layer.delta.flatten(1) for layer in layers])
         found = leading(deltas, self.cap(layers[0].pair), seed=self.options.seed)
-        low = [self._clamped(one.factors) for one in found]
-        dtypes, names = [layer.dtype for layer in layers], [layer.pair.name for layer in layers]
-        path = layers[0].pair.tuned.path
-        ups = cast_all_checked([one.up for one in low], dtypes, path=path, keys=names)
-        downs = cast_all_checked([one.down for one in low], dtypes, path=path, keys=names)
-        squares = []
-        for delta, up, down in zip(deltas, ups, downs, strict=True):
-            left = torch.addmm(delta, up.to(delta), down.to(delta), alpha=-1)
-            squares += [torch.linalg.vector_norm(x, dtype=torch.float64).square() for x in (delta, left)]
-        norms = torch.stack(squares).tolist()
+        names, path, dtype = [layer.pair.name for layer in layers], layers[0].pair.tuned.path, layers[0].dtype
+        ups, downs = (
+            cast_batch_checked(side, dtype, path=path, keys=names)
+            for side in self._clamped(found.up, found.down)
+        )
+        left = torch.baddbmm(deltas, ups.to(deltas), downs.to(deltas), alpha=-1)
+        totals, rests = (
+            torch.linalg.vector_norm(x, dim=(1, 2), dtype=torch.float64).square().tolist()
+            for x in (deltas, left)
+        )
         return [
-            Stored(_lora_slots(LowRank(up, down), layer.delta.shape[2:]), "lora", up.shape[1], total, left)
-            for layer, up, down, total, left in zip(
-                layers, to_cpu(ups), to_cpu(downs), norms[::2], norms[1::2], strict=True
+            Stored(_lora_slots(LowRank(up, down), layer.delta.shape[2:]), "lora", up.shape[1], total, rest)
+            for layer, up, down, total, rest in zip(
+                layers, ups.cpu(), downs.cpu(), totals, rests, strict=True
             )
         ]
 
@@ -179,7 +178,7 @@ class Forms:
             low = LowRank(up, down, core)
         else:
             low = self._truncated(layer.pair, delta.flatten(1))
-        low = self._clamped(low)
+        low = LowRank(*self._clamped(low.up, low.down), low.core)
         slots = _saved_factors(layer, low)
         change = _change(slots).to(delta).reshape(delta.shape)
         if options.sparse_bias:
@@ -189,14 +188,16 @@ class Forms:
         label = "lora (cp)" if low.core is not None else "lora"
         return layer.stored(slots, label, low.rank, delta - change)
 
-    def _clamped(self, low: LowRank) -> LowRank:
-        """Both factors cut at a quantile of their absolute values, where that is asked for."""
+    def _clamped(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+        """Both factors (or stacks of them) cut at a quantile of their absolute values, where asked for."""
         quantile = self.options.clamp_quantile
         if quantile is None:
-            return low
-        values = torch.cat([low.up.flatten(), low.down.flatten()]).abs()
-        limit = float(values.kthvalue(max(1, math.ceil(quantile * values.numel()))).values)
-        return LowRank(low.up.clamp(-limit, limit), low.down.clamp(-limit, limit))
+            return up, down
+        values = torch.cat([up.flatten(-2), down.flatten(-2)], dim=-1).abs()
+        limit = values.kthvalue(max(1, math.ceil(quantile * values.shape[-1])), dim=-1).values[
+            ..., None, None
+        ]
+        return up.clamp(-limit, limit), down.clamp(-limit, limit)
 
     def _truncated(self, pair: Pair, matrix: Tensor) -> LowRank:
         """The best approximation of the rank that mode and cap choose."""

@@ -3,8 +3,8 @@
 Layer by layer: ``Δ = tuned - base`` in float32 (float64 where either is stored so), then the
 best approximation of Δ that the chosen algorithm and rank allow. Layers are paired by what
 they are, not by how they are called, so an LDM single file and a diffusers folder can be
-subtracted. In memory are the layers read ahead (128 MiB, 512 for a GPU), those of a batch, and the adapter that
-grows.
+subtracted. In memory are the layers read ahead (128 MiB, 512 for a GPU), those of a batch (of
+three on a GPU), and the adapter that grows.
 """
 
 from __future__ import annotations

@@ -121,6 +121,13 @@ def test_a_rank_deficient_matrix_keeps_no_direction_without_length(shape: tuple[
 
 # --- leading -------------------------------------------------------------------------------
 
+
+def leading_of(matrix: torch.Tensor, rank: int, *, seed: int) -> tuple[LowRank, torch.Tensor]:
+    """The factors and the values of one matrix."""
+    found = leading(matrix[None], rank, seed=seed)
+    return LowRank(found.up[0], found.down[0]), found.values[0]
+
+
 #: Name to singular values, by their number and the rank asked for.
 SPECTRA: dict[str, Callable[[int, int], np.ndarray]] = {
     "fast decay": lambda n, rank: 0.8 ** np.arange(n),
@@ -167,8 +174,7 @@ def test_leading_is_within_a_thousandth_of_optimal(
     values = spread(count) if name == "noise" else np.sort(SPECTRA[name](count, rank))[::-1]
     matrix = torch.from_numpy(with_spectrum(rows, columns, values, np.random.default_rng(seed))).float()
 
-    result = leading([matrix], rank, seed=seed)[0]
-    low, found = result.factors, result.values
+    low, found = leading_of(matrix, rank, seed=seed)
 
     within_a_thousandth(low, matrix, values, rank)
     assert low.rank == len(found) == min(rank, count)
@@ -200,8 +206,7 @@ def test_the_filtered_subspace_alone_is_enough(
     matrix = torch.from_numpy(with_spectrum(*shape, values, np.random.default_rng(rank))).float()
     monkeypatch.setattr(dense, "eigh", refuse)
 
-    result = leading([matrix], rank, seed=0)[0]
-    low, found = result.factors, result.values
+    low, found = leading_of(matrix, rank, seed=0)
 
     within_a_thousandth(low, matrix, values, rank)
     # Values of the kept directions; the last few may mix with equals just below them.
@@ -228,30 +233,29 @@ def test_without_convergence_it_falls_back_to_the_exact_way(
     matrix = torch.from_numpy(with_spectrum(*shape, values, np.random.default_rng(5))).float()
     monkeypatch.setattr(subspace, "_TOLERANCE", -1.0)  # no gain is ever small enough
 
-    matrices = [matrix, 2 * matrix]
-    for one, result in zip(matrices, leading(matrices, 8, seed=0), strict=True):
+    matrices = torch.stack([matrix, 2 * matrix])
+    found = leading(matrices, 8, seed=0)
+    for one, up, down, kept in zip(matrices, found.up, found.down, found.values, strict=True):
         expected = exact(one).truncated(8, one)
         # The same numbers, in another order in memory, in which products may sum them.
-        assert (result.factors.up - expected.up).abs().max() <= FLOAT32 * float(one.norm())
-        assert (result.factors.down - expected.down).abs().max() <= FLOAT32
-        assert torch.equal(result.values, exact(one).values[:8])
+        assert (up - expected.up).abs().max() <= FLOAT32 * float(one.norm())
+        assert (down - expected.down).abs().max() <= FLOAT32
+        assert torch.equal(kept, exact(one).values[:8])
 
 
-@pytest.mark.parametrize("shorter", [20, 220])
-def test_many_matrices_are_as_good_as_each_alone(shorter: int) -> None:
-    """One of each spectrum, so that they converge at different times, wide and tall ones."""
+@pytest.mark.parametrize(
+    "shape", [(20, 60), (20, 20), (110, 20), (220, 260), (220, 220), (310, 220)], ids=str
+)
+def test_many_matrices_are_as_good_as_each_alone(shape: tuple[int, int]) -> None:
+    """One of each spectrum, so that they converge at different times."""
     rng = np.random.default_rng(12)
-    spectra = [np.sort(make(shorter, 8))[::-1] for make in SPECTRA.values()]
-    shapes = [(shorter, shorter + 40), (shorter, shorter), (shorter + 90, shorter)]
-    matrices = [
-        torch.from_numpy(with_spectrum(*shapes[index % 3], values, rng)).float()
-        for index, values in enumerate(spectra)
-    ]
+    spectra = [np.sort(make(min(shape), 8))[::-1] for make in SPECTRA.values()]
+    matrices = [torch.from_numpy(with_spectrum(*shape, values, rng)).float() for values in spectra]
 
-    found = leading(matrices, 8, seed=0)
+    found = leading(torch.stack(matrices), 8, seed=0)
 
-    for matrix, values, result in zip(matrices, spectra, found, strict=True):
-        within_a_thousandth(result.factors, matrix, values, 8)
+    for matrix, values, up, down in zip(matrices, spectra, found.up, found.down, strict=True):
+        within_a_thousandth(LowRank(up, down), matrix, values, 8)
 
 
 @pytest.mark.parametrize("shape", [(192, 400), (400, 192)], ids=str)
@@ -267,10 +271,9 @@ def test_small_matrices_are_decomposed_exactly(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", [(5, 8), (8, 5), (200, 300), (300, 200)], ids=str)
 def test_a_zero_matrix_has_zero_factors(shape: tuple[int, int]) -> None:
-    result = leading([torch.zeros(shape)], 3, seed=0)[0]
-    low = result.factors
+    low, values = leading_of(torch.zeros(shape), 3, seed=0)
 
-    assert result.values.tolist() == [0, 0, 0]
+    assert values.tolist() == [0, 0, 0]
     assert low.shape == shape
     assert torch.equal(low.dense(), torch.zeros(shape))
     assert torch.isfinite(low.up).all()
