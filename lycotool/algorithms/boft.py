@@ -97,6 +97,8 @@ BOFT = Algorithm(
     training=Training(
         arguments=ORTHOGONAL_ARGUMENTS,
         init=init,
+        layouts=(BUTTERFLY,),
+        optional=frozenset({"rescale"}),
         learning_rate=2e-4,
         structured=Structured(output=on_rows(delta), cost=cost, any_groups=True),
         shrinking="parameters",

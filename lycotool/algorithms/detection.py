@@ -155,7 +155,13 @@ def _nearest(header: Header) -> str:
 
 
 def weight_change(
-    detected: Detected, module: Bound, shape: Shape, base: Tensor | None, *, strength: float
+    detected: Detected,
+    module: Bound,
+    shape: Shape,
+    base: Tensor | None,
+    *,
+    strength: float,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """The change of a layer's weight at ``strength``: ``W' - W``.
 
@@ -167,6 +173,9 @@ def weight_change(
         The weight's shape.
     base
         The weight itself; may be None unless ``detected.needs_base``.
+    rows
+        A factor for each output row of the algorithm's own change, below DoRA: what training
+        drops.
 
     Raises
     ------
@@ -175,6 +184,8 @@ def weight_change(
     """
     detected.check_fits(shape)
     inner = detected.algorithm.delta(module, shape, base)
+    if rows is not None:
+        inner = inner * rows.to(inner.dtype).reshape(-1, *[1] * (inner.ndim - 1))
     if detected.dora_slot is None or detected.dora_axis is None:
         return inner if strength == 1.0 else strength * inner
     if base is None:

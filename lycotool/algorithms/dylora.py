@@ -51,6 +51,7 @@ DYLORA = replace(
     training=Training(
         arguments=(RANK_ARGUMENTS | LORA_PLUS_ARGUMENTS | {"block_size"}) - {"rs_lora", "use_scalar"},
         init=init,
+        layouts=(PLAIN,),
         learning_rate=2e-4,
         structured=Structured(factors=lora.factors, cost=lora.cost),
         up=frozenset({"lora_up.weight"}),

@@ -93,7 +93,14 @@ FULL = Algorithm(
     resize=Rule(
         False, "a full difference has no rank", "`lycotool bake` it and `lycotool extract` at a rank"
     ),
-    training=Training(arguments=frozenset(), init=init, learning_rate=2e-6, shrinking="linear"),
+    training=Training(
+        arguments=frozenset(),
+        init=init,
+        layouts=(DIFF,),
+        optional=frozenset({"diff_b"}),
+        learning_rate=2e-6,
+        shrinking="linear",
+    ),
     advice=(
         Advice(
             "a learning rate near 5e-6 is recommended",

@@ -191,6 +191,7 @@ GLORA = Algorithm(
     training=Training(
         arguments=RANK_ARGUMENTS | LORA_PLUS_ARGUMENTS,
         init=init,
+        layouts=(NEW,),
         learning_rate=2e-4,
         structured=Structured(output=output, cost=cost),
         up=frozenset({"a1.weight", "b1.weight"}),

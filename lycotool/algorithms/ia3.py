@@ -139,6 +139,7 @@ IA3 = Algorithm(
     training=Training(
         arguments=frozenset({"train_on_input"}),
         init=init,
+        layouts=(VECTOR,),
         learning_rate=5e-3,
         structured=Structured(output=output, cost=lambda sizes, layer: layer.out),
         shrinking="linear",

@@ -169,11 +169,11 @@ LOHA = Algorithm(
     training=Training(
         arguments=FACTOR_ARGUMENTS | LORA_PLUS_ARGUMENTS,
         init=init,
+        layouts=(PLAIN, CP),
         learning_rate=2e-4,
         structured=Structured(factors=factors, cost=cost),
         up=frozenset({"hada_w1_a", "hada_w2_a"}),
         rank=8,
-        alpha=4.0,
     ),
     advice=(
         Advice(

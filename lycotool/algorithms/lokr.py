@@ -271,6 +271,7 @@ LOKR = Algorithm(
         | LORA_PLUS_ARGUMENTS
         | {"factor", "decompose_both", "full_matrix", "unbalanced_factorization"},
         init=init,
+        layouts=LAYOUTS,
         learning_rate=2e-4,
         structured=Structured(change=change, cost=cost),
         up=frozenset({"lokr_w1_a", "lokr_w2_a"}),

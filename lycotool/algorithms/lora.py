@@ -265,6 +265,7 @@ LORA = Algorithm(
     training=Training(
         arguments=FACTOR_ARGUMENTS | LORA_PLUS_ARGUMENTS,
         init=init,
+        layouts=(PLAIN, CP),
         learning_rate=2e-4,
         structured=Structured(factors=factors, cost=cost),
         up=frozenset({"lora_up.weight"}),

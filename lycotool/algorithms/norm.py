@@ -73,6 +73,8 @@ NORM = Algorithm(
         arguments=frozenset(),
         kinds=frozenset({"norm"}),
         init=init,
+        layouts=(VECTORS,),
+        optional=frozenset({"b_norm"}),
         learning_rate=2e-4,
         shrinking="linear",
     ),

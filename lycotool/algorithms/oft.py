@@ -157,6 +157,8 @@ DIAG_OFT = Algorithm(
     training=Training(
         arguments=ORTHOGONAL_ARGUMENTS,
         init=init,
+        layouts=(BLOCKS,),
+        optional=frozenset({"rescale"}),
         learning_rate=2e-4,
         structured=Structured(output=on_rows(delta), cost=cost, any_groups=True),
         shrinking="parameters",

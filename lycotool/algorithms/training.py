@@ -133,6 +133,10 @@ class Training:
         The layers it can train.
     init
         Where training starts.
+    layouts
+        The forms it can start with, and that training can go on from.
+    optional
+        Slots of those that are trained where they are there.
     structured
         The faster forward, or None where building ΔW is the only one.
     up
@@ -146,13 +150,15 @@ class Training:
         See :data:`Shrinking`.
     learning_rate
         A usual one, the default of `train`.
-    rank, alpha
-        Usual ones, the defaults of `train`.
+    rank
+        A usual one, the default of `train`; the default alpha is half of it.
     """
 
     arguments: frozenset[str]
     init: InitFn
     learning_rate: float
+    layouts: tuple[Layout, ...]
+    optional: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset({"linear", "conv"})
     structured: Structured | None = None
     up: frozenset[str] = frozenset()
@@ -160,7 +166,6 @@ class Training:
     nested_axes: tuple[tuple[str, int], ...] = ()
     shrinking: Shrinking = "product"
     rank: int = 16
-    alpha: float = 8.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from lycotool.algorithms.alpha import alpha_tensor as alpha_tensor
 from lycotool.algorithms.base import Shape
 from lycotool.formats.keys import SPELLED
 from lycotool.io.dtypes import FLOATING, from_torch
 from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH
 from lycotool.io.header import DTYPE_BITS
-from lycotool.lazy import torch
 from lycotool.models.naming import unet_kernel
 from lycotool.ops._adapter import Adapter, AdapterModule
 from lycotool.ops._common import cast_checked
@@ -58,15 +58,6 @@ def common_dtype(modules: Iterable[tuple[Adapter, AdapterModule]]) -> str:
         return "F32"
     widest = max(dtypes, key=lambda dtype: (DTYPE_BITS[dtype], dtype))
     return "F16" if widest.startswith("F8") else widest
-
-
-def alpha_tensor(value: float, slots: Mapping[str, Tensor]) -> Tensor:
-    """A stored alpha: in the factors' dtype if that holds it exactly, else in float32."""
-    dtype = next(tensor.dtype for tensor in slots.values() if tensor.is_floating_point())
-    exact = torch.tensor(value, dtype=torch.float64)
-    if torch.finfo(dtype).bits == 8 or exact.to(dtype).double() != exact:
-        dtype = torch.float32
-    return exact.to(dtype)
 
 
 def kept_form(

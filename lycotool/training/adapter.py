@@ -1,0 +1,346 @@
+"""The one trainable module: any algorithm of the registry over any layer it can train.
+
+``y = op(x, W) + op(x, ΔW)`` with ΔW from the registry's own formula, or the structured form of
+the same where that is cheaper (:class:`Structured`). Parameters are float32; they, or what is
+made of them, are cast once to the input's dtype, and ΔW never meets a rounded ``W + ΔW``.
+
+Nothing here branches on the value of a tensor: dropouts and DyLoRA's ranks are masks that
+:meth:`Network.draw` fills outside the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from lycotool.algorithms import dora
+from lycotool.algorithms.base import DEFAULT_READING, Bound
+from lycotool.algorithms.detection import Detected, bias_change, weight_change
+from lycotool.algorithms.layer import TrainableLayer
+from lycotool.algorithms.training import Arguments, Start, Structured, Training
+from lycotool.errors import IncompatibleError
+from lycotool.training.masks import MaskSpec, element_mask
+
+if TYPE_CHECKING:
+    from lycotool.algorithms.base import Algorithm, Shape
+
+Forward = Literal["auto", "structured", "fused"]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def describe_layer(module: nn.Module) -> TrainableLayer | None:
+    """A module's geometry; None for one that no algorithm trains.
+
+    Raises
+    ------
+    IncompatibleError
+        For a convolution that pads with something other than zeros.
+    """
+    if isinstance(module, nn.Linear):
+        return TrainableLayer("linear", tuple(module.weight.shape), module.bias is not None)
+    if isinstance(module, _CONVOLUTIONS):
+        if module.padding_mode != "zeros":
+            raise IncompatibleError(f"a convolution pads with {module.padding_mode}, expected zeros")
+        return TrainableLayer(
+            "conv",
+            tuple(module.weight.shape),
+            module.bias is not None,
+            stride=module.stride,
+            padding=module.padding,
+            dilation=module.dilation,
+            groups=module.groups,
+        )
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+        if module.weight is None:
+            return None
+        groups = module.num_groups if isinstance(module, nn.GroupNorm) else 0
+        shape = tuple(module.weight.shape)
+        return TrainableLayer("norm", shape, module.bias is not None, groups=groups, eps=module.eps)
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropouts:
+    """What is dropped in training.
+
+    Attributes
+    ----------
+    elements
+        Of the change of the output, each by itself; what is kept grows so that the mean stays.
+    ranks
+        Of the ranks, or of the rows of ΔW where the algorithm has none.
+    scale_ranks
+        Whether what `ranks` keeps is divided by its share.
+    modules
+        The chance that the layer changes nothing.
+    """
+
+    elements: float = 0.0
+    ranks: float = 0.0
+    scale_ranks: bool = False
+    modules: float = 0.0
+
+
+class AdapterLayer(nn.Module):
+    """An algorithm over a layer, its parameters and its forward.
+
+    Parameters
+    ----------
+    original
+        The layer, which is not made a submodule.
+    start
+        Where training starts; see :class:`Start`.
+    arguments
+        What `start` was made with.
+    forward
+        Whether to compute the change from the factors, as a whole, or as is cheaper.
+    dtype
+        Of the parameters; float64 in tests.
+    salt
+        Tells this layer's element dropout from others'.
+    """
+
+    def __init__(
+        self,
+        original: nn.Module,
+        layer: TrainableLayer,
+        algorithm: Algorithm,
+        start: Start,
+        arguments: Arguments,
+        *,
+        forward: Forward = "auto",
+        dropouts: Dropouts | None = None,
+        dtype: torch.dtype = torch.float32,
+        salt: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(algorithm.training, Training):
+            raise TypeError(algorithm.name)
+        self.algorithm, self.layer, self.arguments = algorithm, layer, arguments
+        self.training_of: Training = algorithm.training
+        self.dropouts = dropouts or Dropouts()
+        self._original = (original,)  # in a tuple, so that it is not registered
+        self._original_forward = original.forward
+        weight = self.base_weight
+        trained = dict(start.trained)
+        shapes = {slot: tuple(t.shape) for slot, t in (trained | dict(start.fixed)).items()}
+        sizes = start.layout.bind(
+            {slot: shape for slot, shape in shapes.items() if slot in start.layout.names}
+        )
+        self.detected = Detected(
+            algorithm,
+            start.layout,
+            sizes,
+            None if arguments.dora is None else dora.DORA_SCALE.name,
+            arguments.dora,
+        )
+        #: What a file must store for the trained scale to be read.
+        self.alpha = start.alpha
+        self.dims = algorithm.dims(start.layout, sizes, start.alpha, DEFAULT_READING)
+        self._squares: Tensor | None = None
+        if arguments.dora is not None:
+            self._squares = dora.squared_norms(weight.to(dtype), arguments.dora)
+            initial = dora.initial(self._squares, arguments.dora, layer.shape)
+            trained.setdefault(dora.DORA_SCALE.name, initial)
+        self._slots = tuple(trained)
+        for slot, tensor in trained.items():
+            value = tensor.detach().to(device=weight.device, dtype=dtype).clone()
+            self.register_parameter(_attribute(slot), nn.Parameter(value))
+        self.scalar = nn.Parameter(value.new_zeros(())) if arguments.use_scalar else None
+        self.fixed = dict(start.fixed)
+        self._switches = {slot: bool(tensor.item()) for slot, tensor in self.fixed.items()}
+        self.structured = self._choose(forward)
+        self.masks: Mapping[str, Tensor] = {}
+        self.mask_specs = tuple(self._mask_specs())
+        self.seed: Tensor | None = None  # of the step's element dropout
+        self.salt = salt
+
+    # --- what it is made of ----------------------------------------------------------------
+
+    @property
+    def original(self) -> nn.Module:
+        """The layer underneath."""
+        return self._original[0]
+
+    @property
+    def base_weight(self) -> Tensor:
+        """W, which is not trained."""
+        return cast("Tensor", self.original.weight).detach()
+
+    def parameter(self, slot: str) -> nn.Parameter:
+        """The trained tensor of a slot."""
+        return self.get_parameter(_attribute(slot))
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every trained slot, and ``scalar`` where there is one: the raw state."""
+        for slot in self._slots:
+            yield slot, self.parameter(slot)
+        if self.scalar is not None:
+            yield "scalar", self.scalar
+
+    def slots(self) -> dict[str, Tensor]:
+        """What a file stores besides alpha: trained slots with the scalar folded in, and fixed ones."""
+        return {**self._folded(), **self.fixed}
+
+    def _folded(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {slot: self.parameter(slot) for slot in self._slots}
+        if self.scalar is not None:
+            for slot in self.detected.layout.linear_in:
+                if slot in tensors:
+                    tensors[slot] = tensors[slot] * self.scalar
+        return tensors
+
+    def module(self) -> Bound:
+        """The module as a formula gets it, with the step's masks while training."""
+        tensors = self._folded()
+        if self.training and self.mask_specs:
+            if not self.masks:
+                raise RuntimeError("masks need Network.draw before each step")
+            if "live" in self.masks:
+                for slot, axis in self.training_of.nested_axes:
+                    live, held = (_along(self.masks[name], axis, tensors[slot]) for name in ("live", "held"))
+                    tensors[slot] = live * tensors[slot] + held * tensors[slot].detach()
+            for slot, axis in self.training_of.rank_axes:
+                if f"rank {slot}" in self.masks:
+                    tensors[slot] = tensors[slot] * _along(self.masks[f"rank {slot}"], axis, tensors[slot])
+        tensors |= self.fixed
+        return Bound(
+            tensors, self.detected.layout, self.detected.sizes, self.dims, DEFAULT_READING, self._switches
+        )
+
+    def weight_change(self, module: Bound | None = None) -> Tensor:
+        """ΔW by the registry's formula, in the parameters' dtype."""
+        module = self.module() if module is None else module
+        base = self.base_weight.to(next(self.parameters()).dtype) if self.detected.needs_base else None
+        rows = self.masks.get("rows") if self.training and self.detected.dora_slot is not None else None
+        return weight_change(self.detected, module, self.layer.shape, base, strength=1.0, rows=rows)
+
+    def inner_change(self) -> Tensor:
+        """The algorithm's own change, below DoRA."""
+        base = self.base_weight.to(next(self.parameters()).dtype) if self.algorithm.needs_base else None
+        return self.algorithm.delta(self.module(), self.layer.shape, base)
+
+    # --- the forward pass ------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``op(x, W') + b'``."""
+        module = self.module()
+        structured = self.structured
+        is_dropped = self.training and bool(self.masks.keys() & {"rows", "module"} or self.dropouts.elements)
+        if structured is not None and not is_dropped:
+            multiplied = self._output(structured, module, x)
+            if multiplied is not None:
+                bias = cast("Tensor | None", self.original.bias)
+                return multiplied if bias is None else multiplied + self.layer.channels(bias, multiplied)
+        change = self._change(structured, module, x)
+        return cast("Tensor", self._original_forward(x)) + (self._drop(change) if is_dropped else change)
+
+    def _base(self, x: Tensor) -> Tensor:
+        return self.layer.apply(x, self.base_weight)
+
+    def _output(self, structured: Structured, module: Bound, x: Tensor) -> Tensor | None:
+        """``op(x, W')`` where that is not a sum; None where it is."""
+        if structured.output is not None:
+            return structured.output(module, self.layer, x, self._base)
+        slot, axis = self.detected.dora_slot, self.detected.dora_axis
+        if slot is None or axis is None or structured.factors is None or self._squares is None:
+            return None
+        low = structured.factors(module)
+        if low is None:
+            return None
+        weight = self.base_weight
+        return dora.output(
+            module[slot], axis, low, self.layer, x, self._base, weight=weight, squares=self._squares
+        )
+
+    def _change(self, structured: Structured | None, module: Bound, x: Tensor) -> Tensor:
+        """``op(x, ΔW)``, and the change of the bias."""
+        if structured is None:
+            bias = bias_change(self.detected, module, strength=1.0)
+            return self.layer.apply(x, self.weight_change(module), bias)
+        multiplied = self._output(structured, module, x)
+        if multiplied is not None:
+            return multiplied - self._base(x)
+        if structured.change is not None:
+            return structured.change(module, self.layer, x)
+        low = None if structured.factors is None else structured.factors(module)
+        if low is None:
+            raise RuntimeError(f"{self.detected.label} has no structured form")
+        return self.layer.low_rank(x, low)
+
+    def _drop(self, change: Tensor) -> Tensor:
+        if "rows" in self.masks and self.detected.dora_slot is None:
+            change = change * self.layer.channels(self.masks["rows"], change)
+        if "module" in self.masks:
+            change = change * self.masks["module"].to(change.dtype)
+        if self.dropouts.elements:
+            if self.seed is None:
+                raise RuntimeError("dropout needs Network.draw before each step")
+            change = change * element_mask(change, self.dropouts.elements, self.seed, self.salt)
+        return change
+
+    # --- choices made once -----------------------------------------------------------------
+
+    def _choose(self, forward: Forward) -> Structured | None:
+        """The structured form, where there is one and it is asked for or cheaper.
+
+        Both forms cost three times their multiply-adds in a step: forward, and backward to the
+        input and to the parameters.
+        """
+        structured = self.training_of.structured
+        if structured is None or forward == "fused" or self.layer.kind == "norm":
+            return None
+        if self.layer.groups != 1 and not structured.any_groups:
+            return None
+        if self.detected.dora_slot is not None:
+            drops_rows = bool(self.dropouts.ranks) and not self.training_of.rank_axes
+            if structured.factors is None or drops_rows:
+                return None
+        if forward == "structured":
+            return structured
+        return structured if structured.cost(self.detected.sizes, self.layer) < self.layer.numel else None
+
+    def _mask_specs(self) -> Iterator[MaskSpec]:
+        rank, drops = self.arguments.rank, self.dropouts
+        if self.training_of.nested_axes:
+            yield MaskSpec("live", rank, block=self.arguments.block_size)
+            yield MaskSpec("held", rank, block=self.arguments.block_size)
+        if drops.ranks:
+            for slot, axis in self.training_of.rank_axes:
+                size = self.parameter(slot).shape[axis]
+                yield MaskSpec(f"rank {slot}", size, drops.ranks, is_scaled=drops.scale_ranks)
+            if not self.training_of.rank_axes:
+                yield MaskSpec("rows", self.layer.out, drops.ranks, is_scaled=drops.scale_ranks)
+        if drops.modules:
+            yield MaskSpec("module", 1, drops.modules)
+
+    # --- attaching -------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Put this forward in the place of the layer's."""
+        self.original.forward = self.forward
+
+    def detach(self) -> None:
+        """Give the layer its own forward back."""
+        del self.original.forward
+
+    def extra_repr(self) -> str:
+        """The algorithm, the rank and how it is computed."""
+        form = "fused" if self.structured is None else "structured"
+        return f"{self.detected.label}, rank={self.dims.rank}, {form}"
+
+
+def _attribute(slot: str) -> str:
+    """A slot as the name of a parameter, which may have no dots."""
+    return slot.replace(".", "_")
+
+
+def _along(mask: Tensor, axis: int, tensor: Tensor) -> Tensor:
+    """A mask shaped to lie along an axis of a tensor."""
+    shape: Shape = tuple(-1 if dim == axis else 1 for dim in range(tensor.ndim))
+    return mask.to(tensor.dtype).reshape(shape)

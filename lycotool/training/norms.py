@@ -1,0 +1,79 @@
+"""``scale_weight_norms``: no change larger than a norm, as sd-scripts defines it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lycotool.training.adapter import AdapterLayer
+
+
+@dataclass(frozen=True, slots=True)
+class ShrunkNorms:
+    """Norms after shrinking, as tensors: nothing waits for the device until they are read.
+
+    Attributes
+    ----------
+    count
+        How many were too large.
+    mean, largest
+        Of all norms.
+    """
+
+    count: Tensor
+    mean: Tensor
+    largest: Tensor
+
+
+@torch.no_grad()
+def shrink(layers: Sequence[AdapterLayer], value: float) -> ShrunkNorms:
+    """Multiply changes with ``‖ΔW‖ > value`` by ``value / ‖ΔW‖``.
+
+    The factor is spread evenly over the factors of a product, as sd-scripts does for LoRA
+    (``networks/lora.py``, `apply_max_norm_regularization`): its root on each. Changes that are
+    sums take it in the slots they are linear in; of rotations the norm of the blocks is bound
+    (LyCORIS ``modules/diag_oft.py``). DoRA's magnitudes have no part in it.
+    """
+    norms, ratios = [], []
+    for layer in layers:
+        norm = _norm(layer)
+        ratio = (norm / value).clamp_min(1.0).reciprocal()  # exactly 1 within the norm
+        slots = _slots(layer)
+        exponent = 1 / len(slots) if layer.training_of.shrinking == "product" else 1.0
+        for slot in slots:
+            layer.parameter(slot).mul_(ratio**exponent)
+        norms.append(norm * ratio)
+        ratios.append(ratio)
+    after = torch.stack(norms)
+    return ShrunkNorms((torch.stack(ratios) < 1).sum(), after.mean(), after.max())
+
+
+def _slots(layer: AdapterLayer) -> list[str]:
+    """The trained slots that are multiplied."""
+    layout = layer.detected.layout
+    if layer.training_of.shrinking == "linear":
+        chosen = frozenset(layout.linear_in)
+    elif layer.training_of.shrinking == "product":
+        chosen = layout.required
+    else:
+        chosen = frozenset({"oft_blocks"})
+    return [slot for slot, _ in layer.trained() if slot in chosen]
+
+
+def _norm(layer: AdapterLayer) -> Tensor:
+    """``‖ΔW‖`` below DoRA, or of the blocks of a rotation."""
+    if layer.training_of.shrinking == "parameters":
+        changed: Tensor = layer.parameter("oft_blocks")
+    else:
+        was_training = layer.training
+        layer.eval()  # the whole change, not what a step left of it
+        changed = layer.inner_change()
+        layer.train(was_training)
+    norm: Tensor = torch.linalg.vector_norm(changed)
+    return norm
