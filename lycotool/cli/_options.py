@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -149,7 +147,7 @@ def shard_bytes(text: str | None) -> int | None:
     UsageError
         If it is no size, or none at all.
     """
-    from lycotool.cli.resize import parse_size
+    from lycotool.ops._sizes import parse_size
 
     if text is None:
         return None
@@ -159,46 +157,11 @@ def shard_bytes(text: str | None) -> int | None:
     return nbytes
 
 
-def weighted(text: str) -> AdapterInput:
-    """Split ``FILE:0.7`` at the last colon whose tail is a number, and ``:te=0.5`` and so on.
+def weighted(text: str, *, methods: bool = False) -> AdapterInput:
+    """An adapter with its strength and factors, as :func:`lycotool.ops._inputs.parse_input` reads it."""
+    from lycotool.ops._inputs import parse_input
 
-    A file that really has such a name is taken as it is.
-
-    Raises
-    ------
-    UsageError
-        If a number is not finite.
-    """
-    from lycotool.ops._adapter import AdapterInput
-
-    own: dict[str, str] = {}
-    path = text
-    while not Path(path).exists():
-        head, colon, tail = path.rpartition(":")
-        name, equals, value = tail.partition("=")
-        if not colon or not head or not equals or name not in ("te", "unet", "lbw"):
-            break
-        own.setdefault(name, value)
-        path = head
-    te, unet = (_factor(own[name], name, path) if name in own else None for name in ("te", "unet"))
-    head, colon, tail = path.rpartition(":")
-    strength = 1.0
-    if colon and head and not Path(path).exists():
-        try:
-            strength = float(tail)
-        except ValueError:
-            head = path
-        if not math.isfinite(strength):
-            raise UsageError(f"the strength {tail} is not finite", path=head)
-        path = head
-    return AdapterInput(path, strength, te, unet, own.get("lbw"))
-
-
-def _factor(text: str, name: str, path: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"{name}={text} is no number", path=path) from None
+    return parse_input(text, methods=methods)
 
 
 def strengths(te: float, unet: float, lbw: str | None, lbw_rules: list[str] | None) -> StrengthOptions:

@@ -11,7 +11,7 @@ from lycotool.cli import _options as opt
 from lycotool.cli._errors import reported
 from lycotool.cli._output import Output, human_bytes
 from lycotool.cli._report import finish
-from lycotool.cli.resize import parse_size
+from lycotool.ops._sizes import parse_size
 
 if TYPE_CHECKING:
     from lycotool.ops.extract import ExtractResult

@@ -8,6 +8,7 @@ import typer
 
 from lycotool.cli import _options as opt
 from lycotool.cli._errors import reported
+from lycotool.cli._groups import given, with_options
 from lycotool.cli._output import Output
 from lycotool.cli._report import show_adapter_merge, show_bake
 
@@ -15,83 +16,188 @@ EPILOG = """Examples:
 
 lycotool merge model.safetensors style.safetensors:0.8 character.safetensors
 
-lycotool merge a.safetensors:0.6 b.safetensors:0.4:te=0 -o ab.safetensors"""
+lycotool merge a.safetensors:0.6 b.safetensors:0.4:te=0 -o ab.safetensors
+
+lycotool merge a.safetensors b.safetensors:0.7:density=0.3 --method ties --density 0.5 --rank 32"""
+
+_METHOD, _RANKS, _OUTPUT, _COMPUTE = "Method", "Ranks", "Output", "Computing"
+
+METHODS = Literal[
+    "exact",
+    "svd",
+    "ties",
+    "dare",
+    "dare-ties",
+    "magnitude-prune",
+    "della",
+    "breadcrumbs",
+    "slerp",
+    "nuslerp",
+]
+
+
+class _Files:
+    output: opt.OutputOption = None
+    force: opt.ForceOption = False
+    dtype: opt.DtypeOption = "keep"
+    metadata: Annotated[
+        Literal["first", "union", "none"] | None,
+        typer.Option("--metadata", help="Whose metadata an adapter merge keeps.", rich_help_panel=_OUTPUT,
+                     show_default="first"),
+    ] = None  # fmt: skip
+    strict: opt.StrictOption = False
+    dry_run: opt.DryRunOption = False
+    json_output: opt.JsonOption = False
+    quiet: opt.QuietOption = False
+
+
+class _Method:
+    method: Annotated[
+        METHODS | None,
+        typer.Option(
+            "--method", rich_help_panel=_METHOD, show_default="exact, or svd with a rank",
+            help="How the changes w·ΔW become one. exact: their sum. svd: the sum, truncated. ties: trim, elect "
+            "signs, average what agrees. dare: drop at random, rescale, add. dare-ties: drop as dare, then elect "
+            "as ties. magnitude-prune: keep the largest, add. della: drop by magnitude rank, then elect as ties. "
+            "breadcrumbs: leave out the largest and the smallest, add. slerp: along the arc from the first (t 0) "
+            "to the second (t 1). nuslerp: slerp with the strengths as shares.",
+        ),
+    ] = None  # fmt: skip
+    density: Annotated[
+        float | None,
+        typer.Option("--density", metavar="0..1", rich_help_panel=_METHOD,
+                     help="Share of each layer's elements to keep; one adapter's own: `FILE:density=0.3`. For ties, "
+                     "dare, dare-ties, magnitude-prune, della and breadcrumbs, which need it."),
+    ] = None  # fmt: skip
+    gamma: Annotated[
+        float | None,
+        typer.Option("--gamma", metavar="0..1", rich_help_panel=_METHOD, show_default="0.01",
+                     help="breadcrumbs: share of the largest elements to leave out; its own: `FILE:gamma=0.02`."),
+    ] = None  # fmt: skip
+    epsilon: Annotated[
+        float | None,
+        typer.Option("--epsilon", metavar="0..1", rich_help_panel=_METHOD, show_default="0.15",
+                     help="della: elements are kept with a probability from density - epsilon (smallest of a row) "
+                     "to density + epsilon (largest); its own: `FILE:epsilon=0.1`."),
+    ] = None  # fmt: skip
+    scale: Annotated[
+        float | None,
+        typer.Option("--lambda", metavar="X", rich_help_panel=_METHOD, show_default="1",
+                     help="Factor of the combined change; not for exact, svd, slerp and nuslerp."),
+    ] = None  # fmt: skip
+    normalize: Annotated[
+        Literal["none", "count", "weight"] | None,
+        typer.Option("--normalize", rich_help_panel=_METHOD, show_default="count where signs are elected, else none",
+                     help="Divide by nothing, by how many adapters agree, or by the sum of their strengths."),
+    ] = None  # fmt: skip
+    consensus: Annotated[
+        Literal["total", "frequency"] | None,
+        typer.Option("--consensus", rich_help_panel=_METHOD, show_default="total",
+                     help="Elected sign: of the sum, or of the majority. For ties, dare-ties and della."),
+    ] = None  # fmt: skip
+    t: Annotated[
+        float | None,
+        typer.Option("--t", metavar="0..1", rich_help_panel=_METHOD, show_default="0.5",
+                     help="slerp: how far from the first to the second."),
+    ] = None  # fmt: skip
+    along: Annotated[
+        Literal["whole", "rows", "columns"] | None,
+        typer.Option("--along", rich_help_panel=_METHOD, show_default="whole",
+                     help="nuslerp: turn each layer's weight as one vector, or its rows or columns."),
+    ] = None  # fmt: skip
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", metavar="N", rich_help_panel=_METHOD, show_default="0",
+                     help="For dare, dare-ties and della; recorded in the metadata."),
+    ] = None  # fmt: skip
+
+
+class _Ranks:
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", metavar="N", rich_help_panel=_RANKS,
+                     help="Truncate the merged adapter to LoRA factors of this rank; with `--size` or `--error`, "
+                     "the most they choose."),
+    ] = None  # fmt: skip
+    conv_rank: Annotated[
+        int | None,
+        typer.Option("--conv-rank", metavar="N", rich_help_panel=_RANKS, show_default="--rank",
+                     help="The same for kernels larger than 1."),
+    ] = None  # fmt: skip
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="32MB", rich_help_panel=_RANKS,
+                     help="Size of the file; ranks are spread where they save most."),
+    ] = None  # fmt: skip
+    error: Annotated[
+        float | None,
+        typer.Option("--error", metavar="0.05", rich_help_panel=_RANKS,
+                     help="Relative error of the whole file; ranks as small as it allows."),
+    ] = None  # fmt: skip
+
+
+class _Strengths:
+    te: opt.TeOption = 1.0
+    unet: opt.UnetOption = 1.0
+    lbw: opt.LbwOption = None
+    lbw_rule: opt.LbwRuleOption = None
+
+
+class _Computing:
+    rebuild: Annotated[
+        bool,
+        typer.Option("--rebuild", help="Merge what the rules refuse, by rebuilding the weight change.",
+                     rich_help_panel=_COMPUTE),
+    ] = False  # fmt: skip
+    base_checkpoint: Annotated[
+        str | None,
+        typer.Option("--base", metavar="CKPT", rich_help_panel=_COMPUTE,
+                     help="Checkpoint for algorithms whose change depends on it."),
+    ] = None  # fmt: skip
+    device: opt.DeviceOption = "auto"
+    allow_pickle: opt.PickleOption = False
+
+
+class _Reading:
+    alpha_zero: opt.AlphaZeroOption = "zero"
+    dora_strength: opt.DoraStrengthOption = "linear"
+    dylora_block_size: opt.DyloraBlockOption = 1
+    legacy_loha_cp: opt.LohaCpOption = False
+    glora_old_scale: opt.GloraScaleOption = "twice"
+
+
+#: Options that say how to report, not what to merge.
+_REPORTS = frozenset({"json", "quiet", "help"})
 
 
 @reported
+@with_options(_Files, _Method, _Ranks, _Strengths, _Computing, _Reading)
 def merge(
+    context: typer.Context,
     base: Annotated[str, typer.Argument(metavar="BASE", help="A checkpoint, or an adapter (`FILE:W`).")],
     adapters: Annotated[
         list[str] | None,
         typer.Argument(metavar="[ADAPTER[:W]...]", help="Adapters, each with its strength."),
     ] = None,
-    output: opt.OutputOption = None,
-    force: opt.ForceOption = False,
-    dtype: opt.DtypeOption = "keep",
-    metadata: Annotated[
-        Literal["first", "union", "none"],
-        typer.Option("--metadata", help="Whose metadata an adapter merge keeps.", rich_help_panel="Output"),
-    ] = "first",
-    rebuild: Annotated[
-        bool,
-        typer.Option(
-            "--rebuild",
-            help="Merge what the rules refuse, by rebuilding the weight change.",
-            rich_help_panel="Computing",
-        ),
-    ] = False,
-    base_checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            "--base",
-            metavar="CKPT",
-            rich_help_panel="Computing",
-            help="Checkpoint for algorithms whose change depends on it.",
-        ),
-    ] = None,
-    te: opt.TeOption = 1.0,
-    unet: opt.UnetOption = 1.0,
-    lbw: opt.LbwOption = None,
-    lbw_rule: opt.LbwRuleOption = None,
-    device: opt.DeviceOption = "auto",
-    allow_pickle: opt.PickleOption = False,
-    strict: opt.StrictOption = False,
-    dry_run: opt.DryRunOption = False,
-    json_output: opt.JsonOption = False,
-    quiet: opt.QuietOption = False,
-    alpha_zero: opt.AlphaZeroOption = "zero",
-    dora_strength: opt.DoraStrengthOption = "linear",
-    dylora_block_size: opt.DyloraBlockOption = 1,
-    legacy_loha_cp: opt.LohaCpOption = False,
-    glora_old_scale: opt.GloraScaleOption = "twice",
+    **options: object,
 ) -> None:
     """Merge adapters into a checkpoint, or adapters into one adapter.
 
-    The result is exact: W + Σ w·ΔW for a checkpoint, one adapter equal to Σ w·ΔW for
-    adapters. Algorithms the registry's rules refuse end with exit code 9; `--rebuild`
-    overrides. Prints the path that was written.
+    By default the result is exact: W + Σ w·ΔW for a checkpoint, one adapter equal to Σ w·ΔW
+    for adapters. `--method` combines the changes otherwise; strengths, `--te`, `--unet` and
+    block weights are the adapters' weights in it. Algorithms the registry's rules refuse end
+    with exit code 9; `--rebuild` overrides. Prints the path that was written.
     """
+    from lycotool.ops._merge_options import merge_options
     from lycotool.ops.bake import BakeResult
-    from lycotool.ops.merge import MergeOptions
     from lycotool.ops.merge import merge as run
 
-    out = Output(json=json_output, quiet=quiet)
-    options = MergeOptions(
-        output=output,
-        force=force,
-        dtype=dtype,
-        device=device,
-        strict=strict,
-        dry_run=dry_run,
-        allow_pickle=allow_pickle,
-        reading=opt.reading(alpha_zero, dora_strength, dylora_block_size, legacy_loha_cp, glora_old_scale),
-        strengths=opt.strengths(te, unet, lbw, lbw_rule),
-        rebuild=rebuild,
-        base=base_checkpoint,
-        metadata=metadata,
-    )
+    out = Output(json=bool(options["json_output"]), quiet=bool(options["quiet"]))
+    explicit, defaults = given(context)
+    values = {name: value for name, value in {**defaults, **explicit}.items() if name not in _REPORTS}
+    inputs = [opt.weighted(text, methods=True) for text in (base, *(adapters or ()))]
     with out.progress() as bar:
-        result = run(opt.weighted(base), [opt.weighted(a) for a in adapters or ()], options, progress=bar)
+        result = run(inputs[0], inputs[1:], merge_options(values), progress=bar)
     if isinstance(result, BakeResult):
         show_bake(out, result)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -12,7 +11,7 @@ from lycotool.cli import _options as opt
 from lycotool.cli._errors import reported
 from lycotool.cli._output import Output, human_bytes
 from lycotool.cli._report import finish
-from lycotool.errors import UsageError
+from lycotool.ops._sizes import parse_size
 
 if TYPE_CHECKING:
     from lycotool.ops.resize import ResizeResult
@@ -24,7 +23,6 @@ lycotool resize style.safetensors --rank 8 --conv-rank 4
 lycotool resize loha.safetensors --to lora --method sv_fro --param 0.99 --rank 64"""
 
 _PANEL = "Ranks"
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 METHODS = Literal[
     "fixed",
@@ -162,23 +160,6 @@ def resize(
     with out.progress() as bar:
         result = run(adapter, options, progress=bar)
     _show(out, result, modules=modules)
-
-
-def parse_size(text: str) -> int:
-    """``32MB`` (decimal) or ``32MiB`` (binary) as bytes.
-
-    >>> parse_size("1.5KiB")
-    1536
-
-    Raises
-    ------
-    UsageError
-        If it is no size.
-    """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS:
-        raise UsageError(f"{text} is no size", hint="such as 32MB, 30MiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _show(out: Output, result: ResizeResult, *, modules: bool) -> None:

@@ -32,7 +32,8 @@ class AdapterInput:
     """An adapter as the user names it, with its strength.
 
     ``te``, ``unet`` and ``lbw`` are factors of its own beside those of the command: for text
-    encoders, the denoiser, and its blocks; see :mod:`lycotool.ops._strengths`.
+    encoders, the denoiser, and its blocks; see :mod:`lycotool.ops._strengths`. ``density``,
+    ``gamma`` and ``epsilon`` are its own values for a merge method that takes them.
     """
 
     path: str
@@ -40,6 +41,9 @@ class AdapterInput:
     te: float | None = None
     unet: float | None = None
     lbw: str | None = None
+    density: float | None = None
+    gamma: float | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg.finite import extremes
 from lycotool.linalg.quantised import Rounding, dequantise_, requantise_
+from lycotool.ops._bake_combined import CombinedEdits
 from lycotool.ops._bake_plan import Edit
 from lycotool.ops._common import as_bytes, cast_checked, check_range
 
@@ -39,6 +40,8 @@ class Source:
         The scaled weights that stay scaled.
     plans
         dtype and shape of every tensor to be written.
+    combined
+        How the changes of one layer become one; None is their sum.
     """
 
     store: TensorStore
@@ -46,6 +49,7 @@ class Source:
     scaled: Mapping[str, Scaled]
     edits: Mapping[str, Sequence[Edit]]
     plans: Mapping[str, TensorPlan]
+    combined: CombinedEdits | None = None
 
     def is_copied(self, key: str) -> bool:
         """Whether a tensor is written as it is stored, byte for byte."""
@@ -64,32 +68,37 @@ class Source:
         Parameters
         ----------
         dtype
-            To compute in; None is float32, and float64 for what is stored so.
+            To compute in; None is float32, and float64 for what is stored so. A merge method
+            always computes in that: which elements are the largest must not depend on it.
         """
         stored = self.numbers.tensor(key)
         edits = self.edits.get(key, ())
         if not edits and dtype is None:
             return stored
+        usual = torch.float64 if stored.dtype == torch.float64 else torch.float32
+        if self.combined is not None and edits:
+            total = self.combined.added(stored.to(device=device, dtype=usual), edits, _change)
+            return total if dtype is None else total.to(dtype)
         if dtype is None:
-            dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
+            dtype = usual
         base = stored.to(device=device, dtype=dtype)
         keep_base = len(edits) > 1 and any(edit.module.detected.needs_base for edit in edits)
         total = base.clone() if keep_base else base
         for edit in edits:
-            change = _change(edit, base, dtype)
+            change = _change(edit, base, edit.strength)
             if change is not None:
                 edit.param.view(total).add_(change)
         return total
 
 
-def _change(edit: Edit, base: Tensor, dtype: torch.dtype) -> Tensor | None:
+def _change(edit: Edit, base: Tensor, strength: float) -> Tensor | None:
     """One module's change of (its rows of) a weight or bias."""
-    bound = edit.adapter.load(edit.module, base.device, dtype)
+    bound = edit.adapter.load(edit.module, base.device, base.dtype)
     if edit.part == "bias":
-        return bias_change(edit.module.detected, bound, strength=edit.strength)
+        return bias_change(edit.module.detected, bound, strength=strength)
     part = edit.param.view(base)
     try:
-        return weight_change(edit.module.detected, bound, edit.param.shape, part, strength=edit.strength)
+        return weight_change(edit.module.detected, bound, edit.param.shape, part, strength=strength)
     except MismatchError as error:
         raise IncompatibleError(str(error), path=edit.adapter.path, key=edit.module.name) from None
 

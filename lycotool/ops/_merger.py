@@ -1,9 +1,10 @@
-"""The sum of the modules that several adapters have for one layer; see :mod:`lycotool.ops.merge`."""
+"""What several adapters make of one layer together; see :mod:`lycotool.ops.merge`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,46 +15,69 @@ from lycotool.devices import resolve_device
 from lycotool.errors import IncompatibleError
 from lycotool.io.dtypes import from_torch
 from lycotool.io.store import TensorStore
+from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
-from lycotool.linalg.low_rank import concat
+from lycotool.linalg.low_rank import LowRank, concat
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex
-from lycotool.ops._adapter import Adapter, AdapterModule
 from lycotool.ops._common import WriteOptions, cast_checked, listed, saved_dtype
-from lycotool.ops._render import alpha_tensor, common_dtype, kept_form, kernel_of, outline
+from lycotool.ops._merge_parts import Group, Part, is_baseless, keeps_form
+from lycotool.ops._methods import Combination
+from lycotool.ops._render import (
+    alpha_tensor,
+    common_dtype,
+    kept_form,
+    kernel_of,
+    outline,
+    without_alpha,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One adapter's module at one place, with its weight in the sum."""
-
-    adapter: Adapter
-    module: AdapterModule
-    weight: float
+#: Slots that hold the change of a bias, beside those that change the weight.
+_BIAS_SLOTS = frozenset({"diff_b", "b_norm", "lora_up.bias"})
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A module of the result: slots in their saved dtypes, and what it is."""
+    """A module of the result: what it will be, and how to get its slots in their saved dtypes."""
 
-    slots: dict[str, Tensor]
+    plans: Mapping[str, TensorPlan]
+    make: Callable[[], Mapping[str, Tensor]]
     label: str
     rank: int | None
 
 
 class Merger:
-    """Sums the modules of one place after the other, on one device."""
+    """Merges the modules of one layer after the other, on one device.
 
-    def __init__(self, options: WriteOptions, base: TensorStore | None) -> None:
+    Parameters
+    ----------
+    spelling
+        The names of the result's slots; without ``kohya`` a LoRA has no alpha.
+    in_one_form
+        Whether modules are to become ΔW or its factors even where their own form would do.
+    """
+
+    def __init__(
+        self,
+        options: WriteOptions,
+        base: TensorStore | None,
+        combination: Combination,
+        *,
+        spelling: str,
+        in_one_form: bool,
+    ) -> None:
         self._options = options
         self._device = resolve_device(options.device)
         self._base = base
         self._layers = LayerIndex(base.shapes) if base is not None else None
+        self._combination = combination
+        self._spelling = spelling
+        self._in_one_form = in_one_form
         self.warnings: list[str] = []
 
-    def check(self, groups: Mapping[tuple[str, str], Sequence[Part]]) -> None:
+    def check(self, groups: Sequence[Group]) -> None:
         """Find what cannot be merged before any tensor is read.
 
         Raises
@@ -63,15 +87,16 @@ class Merger:
         """
         faults: list[str] = []
         baseless: list[str] = []
-        for parts in groups.values():
-            sizes = {outline(part.module) for part in parts}
+        for group in groups:
+            sizes = {outline(part.module) for part in group.parts}
             for axis, name in enumerate(("rows", "columns")):
                 found = {size[axis] for size in sizes if size[axis] is not None}
                 if len(found) > 1:
                     text = " and ".join(str(size) for size in sorted(s for s in found if s is not None))
-                    faults.append(f"{parts[0].module.name}: {name} differ: {text}")
-            if self._layers is None and not _is_baseless(parts):
-                baseless.append(parts[0].module.name)
+                    faults.append(f"{group.name}: {name} differ: {text}")
+            dependent = group.needs_base if self._in_one_form else not is_baseless(group.parts)
+            if self._layers is None and dependent:
+                baseless.append(group.name)
         if faults:
             raise IncompatibleError("the adapters are for different layers", details=listed(faults))
         if baseless:
@@ -81,50 +106,122 @@ class Merger:
                 hint="`--base CHECKPOINT` gives the weights, or `lycotool bake` folds each adapter",
             )
 
-    def merge(self, place: tuple[str, str], parts: Sequence[Part]) -> Merged:
-        """``Σ weight · ΔW`` as one module."""
-        dtype = saved_dtype(self._options.dtype, common_dtype((p.adapter, p.module) for p in parts))
-        if len(parts) == 1 and _keeps_form(parts[0]):
-            return self._kept(parts[0])
-        bounds = [
-            (part.adapter.load(part.module, self._device, torch.float32), part.weight) for part in parts
-        ]
-        try:
-            return (
-                self._closed(parts, bounds, dtype)
-                or self._low_rank(place, parts, bounds, dtype)
-                or (self._dense(place, parts, bounds, dtype))
-            )
-        except MismatchError as error:
+    def merge(self, group: Group) -> Merged:
+        """The combined change as one module, in the form that stays smallest."""
+        if self._combination.is_dense:
+            return self._dense(group)
+        if len(group.parts) == 1 and keeps_form(group.parts[0]) and not self._in_one_form:
+            return self._kept(group.parts[0])
+        with _placed(group):
+            bounds = self._bounds(group)
+            return self._closed(group, bounds) or self._low_rank(group, bounds) or self._dense(group)
+
+    def dtype(self, group: Group) -> str:
+        """What the module is saved in, by its name in safetensors."""
+        return saved_dtype(
+            self._options.dtype, common_dtype((part.adapter, part.module) for part in group.parts)
+        )
+
+    def change(self, group: Group) -> tuple[Tensor | None, Tensor | None]:
+        """The combined change of the weight and of the bias, dense and in float32.
+
+        None stands for a weight or bias that no adapter changes.
+        """
+        with _placed(group):
+            shape = self.shape(group)
+            base = self._base_weight(group) if group.needs_base else None
+            weights: dict[int, Tensor] = {}
+            biases: dict[int, Tensor] = {}
+            for part, (bound, weight) in zip(group.parts, self._bounds(group), strict=True):
+                strength = self._combination.strength(weight)
+                if group.has_weight:
+                    weights[part.index] = weight_change(
+                        part.module.detected, bound, shape, base, strength=strength
+                    )
+                bias = bias_change(part.module.detected, bound, strength=strength)
+                if bias is not None:
+                    biases[part.index] = bias
+            return self._total(group, "weight", weights), self._total(group, "bias", biases)
+
+    def factors(self, group: Group) -> LowRank | None:
+        """The sum's exact factors, or None where a part has none or the method needs more."""
+        return None if self._combination.is_dense else self._summed_factors(group, self._bounds(group))
+
+    def bias(self, group: Group) -> Tensor | None:
+        """The sum of the biases' changes."""
+        return self._summed_biases(group, self._bounds(group))
+
+    def has_bias(self, group: Group) -> bool:
+        """Whether the change of a bias comes with it."""
+        return any(_BIAS_SLOTS & part.module.keys.keys() for part in group.parts)
+
+    def as_lora(self, group: Group, low: LowRank, bias: Tensor | None) -> Merged:
+        """A module of these factors."""
+        shape = self.shape(group)
+        if low.core is not None and math.prod(shape[2:]) != low.core[0, 0].numel():
+            low = low.folded()
+        slots = lora.from_factors(low, shape[2:], torch.float32)
+        if bias is not None:
+            slots["diff_b"] = bias
+        label = "lora (cp)" if "lora_mid.weight" in slots else "lora"
+        return self._saved(group, slots, label)
+
+    def shape(self, group: Group) -> Shape:
+        """The layer's weight shape: from the base, from a part that tells it, or by its name."""
+        layer = self._layer(group)
+        if layer is not None:
+            return layer.weight.shape
+        for part in group.parts:
+            sizes = part.module.detected.sizes
+            if isinstance(rest := sizes.get("rest"), tuple) and isinstance(out := sizes["out"], int):
+                return (out, *rest)
+        rows, columns = (
+            next((size for part in group.parts if (size := outline(part.module)[axis]) is not None), None)
+            for axis in (0, 1)
+        )
+        if rows is not None and group.is_vector:
+            return (rows,)
+        if rows is None or columns is None:
+            if rows is not None and not group.has_weight:
+                return (rows, 1)
             raise IncompatibleError(
-                str(error), path=parts[0].adapter.path, key=parts[0].module.name
-            ) from None
+                "the adapters do not tell the layer's shape", key=group.name, hint="add `--base`"
+            )
+        kernel = kernel_of(group.place, [part.module for part in group.parts])
+        if columns % math.prod(kernel):
+            kernel = ()
+        return (rows, columns // math.prod(kernel), *kernel)
+
+    def _bounds(self, group: Group) -> list[tuple[Bound, float]]:
+        return [
+            (part.adapter.load(part.module, self._device, torch.float32), part.weight) for part in group.parts
+        ]
 
     def _kept(self, part: Part) -> Merged:
         """One adapter's module in its own form, its weight folded into one factor."""
         part.adapter.load(part.module, self._device, torch.float32)  # refuses NaN and Inf
         slots = kept_form(part.adapter, part.module, weight=part.weight, save=self._cast)
-        return Merged(slots, part.module.detected.label, part.module.dims.rank)
+        return self._planned(slots, part.module.detected.label, part.module.dims.rank)
 
-    def _closed(self, parts: Sequence[Part], bounds: list[tuple[Bound, float]], dtype: str) -> Merged | None:
+    def _closed(self, group: Group, bounds: list[tuple[Bound, float]]) -> Merged | None:
         """The sum in the parts' own form, where the algorithm is closed under addition."""
-        algorithm = parts[0].module.detected.algorithm
+        algorithm = group.parts[0].module.detected.algorithm
         if algorithm.concat is None or any(
             part.module.detected.algorithm is not algorithm or part.module.detected.dora_slot
-            for part in parts
+            for part in group.parts
         ):
             return None
         slots = algorithm.concat(bounds)
-        if slots is None:
-            return None
-        return self._saved(slots, dtype, parts, algorithm.name)
+        return None if slots is None else self._saved(group, slots, algorithm.name)
 
-    def _low_rank(
-        self, place: tuple[str, str], parts: Sequence[Part], bounds: list[tuple[Bound, float]], dtype: str
-    ) -> Merged | None:
+    def _low_rank(self, group: Group, bounds: list[tuple[Bound, float]]) -> Merged | None:
         """The sum as one LoRA, where every part has exact factors."""
+        total = self._summed_factors(group, bounds)
+        return None if total is None else self.as_lora(group, total, self._summed_biases(group, bounds))
+
+    def _summed_factors(self, group: Group, bounds: Sequence[tuple[Bound, float]]) -> LowRank | None:
         factors = []
-        for part, (bound, weight) in zip(parts, bounds, strict=True):
+        for part, (bound, weight) in zip(group.parts, bounds, strict=True):
             compute = part.module.detected.algorithm.factors
             if compute is None or part.module.detected.dora_slot is not None:
                 return None
@@ -133,46 +230,48 @@ class Merger:
                 return None
             factors.append(low.scaled(weight))
         total = concat(factors)
-        if any(part.module.detected.algorithm.name not in ("lora", "dylora") for part in parts):
+        if any(part.module.detected.algorithm.name not in ("lora", "dylora") for part in group.parts):
             total = total.capped()
-        shape = self._shape(place, parts)
-        if total.core is not None:
-            total = total if math.prod(shape[2:]) == total.core[0, 0].numel() else total.folded()
-        slots = lora.from_factors(total, shape[2:], torch.float32)
-        self._add_bias(slots, parts, bounds)
-        label = "lora (cp)" if "lora_mid.weight" in slots else "lora"
-        return self._saved(slots, dtype, parts, label)
+        return total
 
-    def _dense(
-        self, place: tuple[str, str], parts: Sequence[Part], bounds: list[tuple[Bound, float]], dtype: str
-    ) -> Merged:
-        """The sum as a full difference."""
-        shape = self._shape(place, parts)
-        base = None
-        if any(part.module.detected.needs_base for part in parts):
-            base = self._base_weight(parts[0])
+    def _summed_biases(self, group: Group, bounds: Sequence[tuple[Bound, float]]) -> Tensor | None:
         total: Tensor | None = None
-        for part, (bound, weight) in zip(parts, bounds, strict=True):
-            change = weight_change(part.module.detected, bound, shape, base, strength=weight)
-            total = change if total is None else total + change
-        if total is None:
-            raise ValueError("nothing to merge")
-        slots = {"diff": total}
-        self._add_bias(slots, parts, bounds)
-        return self._saved(slots, dtype, parts, "full")
-
-    def _add_bias(
-        self, slots: dict[str, Tensor], parts: Sequence[Part], bounds: list[tuple[Bound, float]]
-    ) -> None:
-        for part, (bound, weight) in zip(parts, bounds, strict=True):
+        for part, (bound, weight) in zip(group.parts, bounds, strict=True):
             change = bias_change(part.module.detected, bound, strength=weight)
             if change is not None:
-                slots["diff_b"] = slots["diff_b"] + change if "diff_b" in slots else change
+                total = change if total is None else total + change
+        return total
 
-    def _saved(self, slots: Mapping[str, Tensor], dtype: str, parts: Sequence[Part], label: str) -> Merged:
-        name = parts[0].module.name
+    def _dense(self, group: Group) -> Merged:
+        """The combined change as a difference, computed when it is asked for."""
+        weight, bias = ("w_norm", "b_norm") if group.is_vector else ("diff", "diff_b")
+        shape, dtype = self.shape(group), self.dtype(group)
+        plans = {weight: TensorPlan(dtype, shape)} if group.has_weight else {}
+        if self.has_bias(group):
+            plans[bias] = TensorPlan(dtype, (shape[0],))
+
+        def make() -> dict[str, Tensor]:
+            found = zip((weight, bias), self.change(group), strict=True)
+            return {slot: self._cast(x, dtype, group.name) for slot, x in found if x is not None}
+
+        return Merged(plans, make, "norm" if group.is_vector else "full", None)
+
+    def _total(self, group: Group, part: str, changes: Mapping[int, Tensor]) -> Tensor | None:
+        if not changes:
+            return None
+        if self._combination.is_dense:
+            return self._combination.combined(group.place, part, changes, group.weights)
+        total, *others = changes.values()
+        for change in others:
+            total = total + change
+        return total
+
+    def _saved(self, group: Group, slots: Mapping[str, Tensor], label: str) -> Merged:
+        dtype = self.dtype(group)
         saved = {
-            slot: self._cast(tensor, dtype if tensor.is_floating_point() else from_torch(tensor.dtype), name)
+            slot: self._cast(
+                tensor, dtype if tensor.is_floating_point() else from_torch(tensor.dtype), group.name
+            )
             for slot, tensor in slots.items()
             if slot != "alpha"
         }
@@ -180,7 +279,13 @@ class Merger:
         if "alpha" in slots:
             rank = int(slots["alpha"].item())
             saved["alpha"] = alpha_tensor(float(rank), saved)
-        return Merged(saved, label, rank)
+        return self._planned(saved, label, rank)
+
+    def _planned(self, slots: dict[str, Tensor], label: str, rank: int | None) -> Merged:
+        if self._spelling != "kohya" and "lora_up.weight" in slots:
+            slots = without_alpha(slots)
+        plans = {slot: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for slot, t in slots.items()}
+        return Merged(plans, lambda: slots, label, rank)
 
     def _cast(self, tensor: Tensor, stored: str, key: str) -> Tensor:
         dtype = saved_dtype(self._options.dtype, stored)
@@ -189,78 +294,30 @@ class Merger:
             self.warnings.append(f"{key}: underflow: every value rounds to 0 in {dtype}")
         return saved.to("cpu")
 
-    def _layer(self, part: Part) -> Layer | None:
+    def _layer(self, group: Group) -> Layer | None:
         if self._layers is None:
             return None
         try:
-            return self._layers.find(part.module.name)
+            return self._layers.find(group.name)
         except AmbiguousNameError as error:
-            raise IncompatibleError(str(error), path=part.adapter.path, key=part.module.name) from None
+            raise IncompatibleError(str(error), path=group.parts[0].adapter.path, key=group.name) from None
 
-    def _base_weight(self, part: Part) -> Tensor:
-        layer = self._layer(part)
+    def _base_weight(self, group: Group) -> Tensor:
+        layer = self._layer(group)
         if layer is None or self._base is None:
             where = self._base.path if self._base else "(none given)"
             raise IncompatibleError(
-                f"matches no layer of the base {where}", path=part.adapter.path, key=part.module.name
+                f"matches no layer of the base {where}", path=group.parts[0].adapter.path, key=group.name
             )
         param = layer.weight
-        weight = self._base.tensor(param.key).to(self._device, torch.float32)
-        return param.view(weight)
-
-    def _shape(self, place: tuple[str, str], parts: Sequence[Part]) -> Shape:
-        """The layer's weight shape: from the base, from a part that tells it, or by its name."""
-        layer = self._layer(parts[0])
-        if layer is not None:
-            return layer.weight.shape
-        for part in parts:
-            sizes = part.module.detected.sizes
-            if isinstance(rest := sizes.get("rest"), tuple) and isinstance(out := sizes["out"], int):
-                return (out, *rest)
-        rows, columns = (
-            next((size for part in parts if (size := outline(part.module)[axis]) is not None), None)
-            for axis in (0, 1)
-        )
-        if rows is None or columns is None:
-            raise IncompatibleError(
-                "the adapters do not tell the layer's shape", key=parts[0].module.name, hint="add `--base`"
-            )
-        kernel = kernel_of(place, [part.module for part in parts])
-        if columns % math.prod(kernel):
-            kernel = ()
-        return (rows, columns // math.prod(kernel), *kernel)
+        return param.view(self._base.tensor(param.key).to(self._device, torch.float32))
 
 
-def _keeps_form(part: Part) -> bool:
-    """Whether a module alone at its place can be scaled without leaving its form."""
-    if part.adapter.reading.loha_cp_shared_core and part.module.detected.layout.use_conv_cp:
-        return False
-    if part.weight == 1.0:
-        return True
-    return part.module.detected.dora_slot is None and bool(part.module.detected.layout.linear_in)
-
-
-def _is_baseless(parts: Sequence[Part]) -> bool:
-    """Whether the sum can be written down without the base weight."""
-    if len(parts) == 1 and _keeps_form(parts[0]):
-        return True
-    if not any(part.module.detected.needs_base for part in parts):
-        return True
-    first = parts[0].module.detected
-    if first.algorithm.concat is None or any(part.module.detected.dora_slot for part in parts):
-        return False
-    if any(part.module.detected.layout is not first.layout for part in parts):
-        return False
-    if first.algorithm.name == "ia3":
-        return len({(_on_input(part), _elements(part)) for part in parts}) == 1
-    ranks = [part.module.dims.rank or 0 for part in parts]
-    width = first.sizes.get("in")
-    return not isinstance(width, int) or sum(ranks) < width
-
-
-def _on_input(part: Part) -> float:
-    return part.adapter.store.scalar(part.module.keys["on_input"])
-
-
-def _elements(part: Part) -> int:
-    return part.adapter.store.info(part.module.keys["weight"]).numel
+@contextmanager
+def _placed(group: Group) -> Iterator[None]:
+    """Name the module whose tensors turn out not to fit."""
+    try:
+        yield
+    except MismatchError as error:
+        path = group.parts[0].adapter.path
+        raise IncompatibleError(str(error), path=path, key=group.name) from None

@@ -27,6 +27,7 @@ from lycotool.linalg.spectra import (
 )
 from lycotool.models.naming import split_name
 from lycotool.ops._adapter import Adapter, AdapterModule
+from lycotool.ops._budget import ranks_for_size
 from lycotool.ops._common import (
     Progress,
     as_bytes,
@@ -60,9 +61,6 @@ _FACTOR_SLOTS = frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weigh
 
 #: Modules that are truncated before one transfer from the device.
 _TOGETHER = 16
-
-#: Room for the header's growth when a file size is the budget: the comment on the ranks.
-_HEADER_SLACK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,14 +282,10 @@ class Resizer:
         if options.error is not None:
             return ranks.allocate(values, costs, caps=caps, error=options.error)
         if options.size is not None:
-            least = self._build(candidates, [1] * len(candidates), carried)[1].nbytes + _HEADER_SLACK
-            if least > options.size:
-                raise IncompatibleError(
-                    f"{options.size} bytes are too few: rank 1 of every module needs {least}",
-                    path=self._adapter.path,
-                )
-            budget = sum(costs) + options.size - least - 8 * len(candidates)
-            return ranks.allocate(values, costs, caps=caps, budget=max(budget, sum(costs)))
+            at_rank_1 = self._build(candidates, [1] * len(candidates), carried)[1].nbytes
+            return ranks_for_size(
+                values, costs, caps=caps, size=options.size, at_rank_1=at_rank_1, path=self._adapter.path
+            )
         rule = ranks.RULES[options.method]
         picked = []
         for candidate, limit in zip(candidates, caps, strict=True):

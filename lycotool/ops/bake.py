@@ -27,6 +27,7 @@ from lycotool.io.store import TensorStore
 from lycotool.io.writer import TensorPlan, Written
 from lycotool.ops._adapter import AdapterInput, is_adapter, read_adapter
 from lycotool.ops._align import aligned
+from lycotool.ops._bake_combined import CombinedEdits
 from lycotool.ops._bake_files import Contents, Layout, lay_out, prepare, write
 from lycotool.ops._bake_metadata import checkpoint_metadata, file_sha256, has_spec, origin
 from lycotool.ops._bake_plan import Plan, make_plan
@@ -41,12 +42,16 @@ from lycotool.ops._common import (
     listed,
     saved_dtype,
 )
+from lycotool.ops._methods import Combination
 from lycotool.ops._quantised import dequantised, packed_in, require_readable, scaled_in
 from lycotool.ops._strengths import StrengthOptions, Weighted, weigh
 from lycotool.ops._vae import with_vae
 
 #: The layer, its change, LoHa's two halves and their product, and the rounded result.
 _FLOAT32_COPIES = 6
+
+#: What a merge method holds of each adapter beside that: its change, the same pruned, and a mask.
+_COPIES_PER_ADAPTER = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +211,15 @@ def fold(
     *,
     command: str,
     progress: Progress,
+    combination: Combination | None = None,
 ) -> BakeResult:
-    """Fold opened adapters into an opened checkpoint; what `bake` and `merge` share."""
+    """Fold opened adapters into an opened checkpoint; what `bake` and `merge` share.
+
+    Parameters
+    ----------
+    combination
+        How the adapters' changes of one layer become one; None is their sum.
+    """
     with ExitStack() as files:
         inputs = [path for source in (store, *(a.adapter.store for a in adapters)) for path in source.files]
         changed = store
@@ -217,6 +229,10 @@ def fold(
             changed = with_vae(store, vae)
         target = prepare(store, output, inputs, options.shard_size, force=options.force, dry=options.dry_run)
         source, plan = _plan(changed, adapters, options)
+        copies = _FLOAT32_COPIES
+        if combination is not None and combination.is_dense:
+            source = replace(source, combined=CombinedEdits(adapters, combination))
+            copies += _COPIES_PER_ADAPTER * len(adapters)
         contents = _contents(store, source, adapters, _title(output, store), options, command)
         layout = lay_out(target, output, store, contents, options.shard_size)
         edited = [source.store.info(key).numel for key in source.plans if not source.is_copied(key)]
@@ -226,7 +242,7 @@ def fold(
             tensors=len(source.plans),
             changed=len(source.edits),
             nbytes=sum(tensor.nbytes for tensor in source.plans.values()),
-            peak_bytes=_FLOAT32_COPIES * (8 if options.verify else 4) * max(edited, default=0),
+            peak_bytes=copies * (8 if options.verify else 4) * max(edited, default=0),
             adapters=plan.reports,
             warnings=plan.warnings,
             dry_run=options.dry_run,

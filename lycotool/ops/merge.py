@@ -1,7 +1,9 @@
 """merge: a checkpoint and adapters to a checkpoint, or adapters to one adapter.
 
-Into a checkpoint: ``W' = W + Σ wᵢ·ΔWᵢ`` (see :mod:`lycotool.ops.bake`). Adapters: one
-adapter whose change is ``Σ wᵢ·ΔWᵢ`` exactly, in the form that stays smallest:
+A method combines the changes ``wᵢ·ΔWᵢ`` (never factors) to one: by default their sum, else
+one of :mod:`lycotool.linalg.merging`, layer by layer. Into a checkpoint the combined change
+is added (see :mod:`lycotool.ops.bake`). Adapters become one adapter. Its layers are, for the
+sum, in the form that stays smallest:
 
 1. a module of one adapter alone keeps its algorithm, its weight folded into one factor;
 2. algorithms closed under addition keep their form (full, norm, (IA)³ of one axis, GLoRA);
@@ -9,20 +11,22 @@ adapter whose change is ``Σ wᵢ·ΔWᵢ`` exactly, in the form that stays smal
    when all parts have one (LoHa by Khatri-Rao, LoKr by Kronecker products);
 4. the rest becomes a full difference, from the base weight where an algorithm needs it.
 
-The registry's merge rules are obeyed unless ``rebuild`` overrides them.
+Other methods give full differences. A rank, size or error makes LoRA factors of either.
+Full differences are computed when the writer asks for them, so that memory is that of the
+largest layer, not of the model. The registry's merge rules are obeyed unless ``rebuild``
+overrides them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from lycotool.errors import IncompatibleError, RefusedError, UsageError
 from lycotool.formats.keys import SPELLED
-from lycotool.io.dtypes import from_torch
 from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
 from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
@@ -36,14 +40,13 @@ from lycotool.ops._common import (
     default_name,
     provenance,
 )
-from lycotool.ops._merger import Merged, Merger, Part
-from lycotool.ops._naming import NamingStyle, places
-from lycotool.ops._render import (
-    STALE_METADATA,
-    network_arguments,
-    without_alpha,
-)
+from lycotool.ops._merge_parts import Group, by_layer
+from lycotool.ops._merger import Merged, Merger
+from lycotool.ops._methods import Combination, MethodOptions, resolve
+from lycotool.ops._naming import NamingStyle
+from lycotool.ops._render import STALE_METADATA, network_arguments
 from lycotool.ops._strengths import StrengthOptions, Weighted, weigh
+from lycotool.ops._truncate import RankOptions, Truncation
 from lycotool.ops.bake import BakeOptions, BakeResult, fold, open_adapters
 
 if TYPE_CHECKING:
@@ -55,19 +58,27 @@ class MergeOptions(BakeOptions):
     """What `merge` has beside the common options.
 
     ``rebuild`` overrides the registry's rules. ``base`` is a checkpoint for algorithms whose
-    change depends on it. ``metadata`` says whose metadata an adapter merge keeps.
+    change depends on it. ``metadata`` says whose metadata an adapter merge keeps; None is
+    ``first``.
     """
 
     rebuild: bool = False
     base: str | None = None
-    metadata: Literal["first", "union", "none"] = "first"
+    metadata: Literal["first", "union", "none"] | None = None
+    method: MethodOptions = field(default_factory=MethodOptions)
+    ranks: RankOptions = field(default_factory=RankOptions)
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterMergeResult:
-    """The adapter that was written, or would be."""
+    """The adapter that was written, or would be.
+
+    ``relative_error`` is what truncation left out of the combined change; None where nothing
+    was truncated.
+    """
 
     output: str
+    method: str
     modules: int
     algorithms: dict[str, int]
     tensors: int
@@ -75,6 +86,7 @@ class AdapterMergeResult:
     adapters: tuple[AdapterReport, ...]
     warnings: tuple[str, ...]
     dry_run: bool
+    relative_error: float | None = None
 
 
 def merge(
@@ -88,6 +100,8 @@ def merge(
 
     Raises
     ------
+    UsageError
+        If options do not go together, or there is nothing to merge.
     RefusedError
         If a registry rule refuses an algorithm and ``options.rebuild`` is off.
     IncompatibleError
@@ -108,22 +122,51 @@ def merge(
             raise UsageError(
                 "there is nothing to merge", hint="name an adapter, or weigh this one's blocks with `--lbw`"
             )
+        named = [base, *adapters] if into_adapter else adapters
+        combination = resolve(options.method, named, truncated=options.ranks.truncates)
+        options.ranks.check()
         for weighted in opened:
             if not options.rebuild:
                 _obey_rules(weighted.adapter)
         ending = "" if store.kind == "diffusers" else ".safetensors"
         name = options.output or default_name([base.path, *(a.path for a in adapters)], ending)
         if not into_adapter:
-            return fold(store, opened, name, options, command="merge", progress=progress)
+            _refuse_adapter_options(options)
+            return fold(
+                store, opened, name, options, command="merge", progress=progress, combination=combination
+            )
         base_store = None
         if options.base is not None:
             base_store = files.enter_context(open_store(options.base, allow_pickle=options.allow_pickle))
-        return _merge_adapters(opened, base_store, name, options, progress)
+        return _merge_adapters(opened, base_store, name, options, combination, progress)
 
 
 def _is_idle(base: AdapterInput, options: MergeOptions) -> bool:
     """Whether an adapter alone would come out as it went in."""
-    return base == AdapterInput(base.path) and options.strengths == StrengthOptions()
+    plain = base == AdapterInput(base.path) and options.strengths == StrengthOptions()
+    return plain and options.method == MethodOptions() and not options.ranks.truncates
+
+
+def _refuse_adapter_options(options: MergeOptions) -> None:
+    """Refuse what only means something when the result is an adapter.
+
+    Raises
+    ------
+    UsageError
+        Naming the first such option.
+    """
+    given = {
+        "--rank, --conv-rank, --size and --error": options.ranks.truncates,
+        "--base": options.base is not None,
+        "--metadata": options.metadata is not None,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise UsageError(
+                f"{name} are for a result that is an adapter; BASE is a checkpoint here"
+                if "," in name
+                else f"{name} is for a result that is an adapter; BASE is a checkpoint here"
+            )
 
 
 def _obey_rules(adapter: Adapter) -> None:
@@ -158,6 +201,7 @@ def _merge_adapters(
     base_store: TensorStore | None,
     output: str,
     options: MergeOptions,
+    combination: Combination,
     progress: Progress,
 ) -> AdapterMergeResult:
     check_suffix(output)
@@ -173,77 +217,121 @@ def _merge_adapters(
         raise IncompatibleError("`--strict` makes warnings errors", details=warnings)
     warnings += [note for a in adapters for note in a.adapter.notes]
 
-    groups = _group(adapters)
-    merger = Merger(options, base_store)
+    first = adapters[0].adapter
+    groups = by_layer(adapters)
+    merger = Merger(
+        options,
+        base_store,
+        combination,
+        spelling=first.keys.spelling,
+        in_one_form=combination.is_dense or options.ranks.truncates,
+    )
     merger.check(groups)
-    style = NamingStyle(adapters[0].adapter.modules)
-    spelling = adapters[0].adapter.keys.spelling
-    tensors: dict[str, Tensor] = {}
-    merged: list[Merged] = []
-    progress.start("merge", sum(a.adapter.store.nbytes for a in adapters))
-    for place, parts in groups.items():
-        result = merger.merge(place, parts)
-        merged.append(result)
-        name = style.rename(parts[0].module.name, path=parts[0].adapter.path)
-        slots = result.slots
-        if spelling != "kohya" and "lora_up.weight" in slots:
-            slots = without_alpha(slots)
-        for slot, tensor in slots.items():
-            key = f"{name}.{SPELLED[spelling].get(slot, slot)}"
-            if key in tensors:
-                raise IncompatibleError("two layers of the inputs would get this name", path=output, key=key)
-            tensors[key] = tensor
-        progress.advance(sum(p.adapter.store.info(k).nbytes for p in parts for k in p.module.keys.values()))
-    for weighted in adapters:
-        for key in weighted.adapter.keys.embeddings:
-            tensors.setdefault(key, weighted.adapter.store.tensor(key))
+    embeddings = {key: a.adapter.store for a in reversed(adapters) for key in a.adapter.keys.embeddings}
+    names = _Names(adapters, output)
+    relative_error = None
 
-    plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
-    plan = FilePlan(plans, _metadata(adapters, merged, options), hashed=True)
+    def file_of(modules: Sequence[tuple[Group, Merged]]) -> FilePlan:
+        """The file that some modules make."""
+        plans = {
+            key: merged.plans[slot] for group, merged in modules for key, slot in names.keys(group, merged)
+        }
+        for key, store in embeddings.items():
+            plans.setdefault(key, TensorPlan(store.info(key).dtype, store.info(key).shape))
+        return FilePlan(
+            plans, _metadata(adapters, [m for _, m in modules], options, combination), hashed=True
+        )
+
+    total = sum(group.nbytes for group in groups)
+    if options.ranks.truncates:
+        progress.start("merge", 2 * total)
+        truncation = Truncation(merger, options.ranks)
+        modules = truncation.merge(
+            groups, size_of=lambda some: file_of(some).nbytes, path=output, advance=progress.advance
+        )
+        relative_error = truncation.relative_error
+    else:
+        progress.start("merge", total)
+        modules = []
+        for group in groups:
+            modules.append((group, merger.merge(group)))
+            progress.advance(group.nbytes)
+    plan = file_of(modules)
     if not options.dry_run:
-        write_file(target, plan, lambda key: [as_bytes(tensors[key])])
+        produce = _Producer(
+            {key: (merged, slot) for group, merged in modules for key, slot in names.keys(group, merged)},
+            embeddings,
+        )
+        write_file(target, plan, produce)
     labels: dict[str, int] = {}
-    for result in merged:
-        labels[result.label] = labels.get(result.label, 0) + 1
+    for _, merged in modules:
+        labels[merged.label] = labels.get(merged.label, 0) + 1
     return AdapterMergeResult(
         output=output,
-        modules=len(merged),
+        method=combination.method.name,
+        modules=len(modules),
         algorithms=labels,
-        tensors=len(plans),
+        tensors=len(plan.tensors),
         nbytes=plan.nbytes,
         adapters=tuple(weighted.report for weighted in adapters),
         warnings=(*warnings, *merger.warnings),
         dry_run=options.dry_run,
+        relative_error=relative_error,
     )
 
 
-def _group(adapters: Sequence[Weighted]) -> dict[tuple[str, str], list[Part]]:
-    """Modules by the layer they change, in the adapters' order.
+class _Names:
+    """The keys of the result, in the spelling of its first adapter."""
 
-    Raises
-    ------
-    IncompatibleError
-        If one adapter names a layer twice.
-    """
-    known = [place for a in adapters for place in places(a.adapter.modules, ()).values()]
-    groups: dict[tuple[str, str], list[Part]] = {}
-    for weighted in adapters:
-        adapter = weighted.adapter
-        for name, place in places(adapter.modules, known).items():
-            weight = weighted.of(name)
-            if weight == 0 and weighted.strength != 0:
-                continue  # a block that is left out
-            parts = groups.setdefault(place, [])
-            if any(part.adapter is adapter for part in parts):
+    def __init__(self, adapters: Sequence[Weighted], output: str) -> None:
+        self._style = NamingStyle(adapters[0].adapter.modules)
+        self._slots = SPELLED[adapters[0].adapter.keys.spelling]
+        self._output = output
+        self._owners: dict[str, tuple[str, str]] = {}
+
+    def keys(self, group: Group, merged: Merged) -> Iterable[tuple[str, str]]:
+        """Key and slot of each tensor of a module.
+
+        Raises
+        ------
+        IncompatibleError
+            If another layer has such a key.
+        """
+        name = self._style.rename(group.name, path=group.parts[0].adapter.path)
+        for slot in merged.plans:
+            key = f"{name}.{self._slots.get(slot, slot)}"
+            if self._owners.setdefault(key, group.place) != group.place:
                 raise IncompatibleError(
-                    f"names the same layer as {parts[-1].module.name}", path=adapter.path, key=name
+                    "two layers of the inputs would get this name", path=self._output, key=key
                 )
-            parts.append(Part(adapter, adapter.modules[name], weight))
-    return groups
+            yield key, slot
+
+
+class _Producer:
+    """Gives the writer each tensor's bytes; holds one module's tensors at a time."""
+
+    def __init__(
+        self, owners: Mapping[str, tuple[Merged, str]], embeddings: Mapping[str, TensorStore]
+    ) -> None:
+        self._owners = owners
+        self._embeddings = embeddings
+        self._made: tuple[Merged, Mapping[str, Tensor]] | None = None
+
+    def __call__(self, key: str) -> Iterable[memoryview]:
+        if key not in self._owners:
+            return self._embeddings[key].chunks(key)
+        merged, slot = self._owners[key]
+        if self._made is None or self._made[0] is not merged:
+            self._made = None  # let go of the last one before the next is computed
+            self._made = merged, merged.make()
+        return [as_bytes(self._made[1][slot])]
 
 
 def _metadata(
-    adapters: Sequence[Weighted], merged: Sequence[Merged], options: MergeOptions
+    adapters: Sequence[Weighted],
+    merged: Sequence[Merged],
+    options: MergeOptions,
+    combination: Combination,
 ) -> dict[str, str]:
     """The first adapter's metadata (or all, or none), true for the result."""
     metadata: dict[str, str] = {}

@@ -1,0 +1,61 @@
+"""Adapters as people name them: ``FILE:0.7:te=0.5:lbw=MIDD``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from lycotool.errors import UsageError
+from lycotool.ops._adapter import AdapterInput
+from lycotool.ops._methods import OWN_OPTIONS
+
+_FACTORS = ("te", "unet")
+
+
+def parse_input(text: str, *, methods: bool = False) -> AdapterInput:
+    """Split ``FILE:0.7`` at the last colon whose tail is a number, and ``:te=0.5`` and so on.
+
+    A file that really has such a name is taken as it is.
+
+    Parameters
+    ----------
+    methods
+        Whether values for a merge method (``:density=0.5``) may stand there too.
+
+    Raises
+    ------
+    UsageError
+        If a number is none, or not finite.
+    """
+    own: dict[str, str] = {}
+    path = text
+    while not Path(path).exists():
+        head, colon, tail = path.rpartition(":")
+        name, equals, value = tail.partition("=")
+        if not colon or not head or not equals or name not in (*_FACTORS, "lbw", *OWN_OPTIONS):
+            break
+        own.setdefault(name, value)
+        path = head
+    head, colon, tail = path.rpartition(":")
+    strength = 1.0
+    if colon and head and not Path(path).exists():
+        try:
+            strength = float(tail)
+        except ValueError:
+            head = path
+        if not math.isfinite(strength):
+            raise UsageError(f"the strength {tail} is not finite", path=head)
+        path = head
+    if not methods and (given := [name for name in OWN_OPTIONS if name in own]):
+        raise UsageError(f"{given[0]} is for `lycotool merge` and its methods", path=path)
+    numbers = {
+        name: _number(own[name], name, path) if name in own else None for name in (*_FACTORS, *OWN_OPTIONS)
+    }
+    return AdapterInput(path, strength, lbw=own.get("lbw"), **numbers)
+
+
+def _number(text: str, name: str, path: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{name}={text} is no number", path=path) from None
