@@ -17,6 +17,7 @@ from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg import ranks
 from lycotool.linalg.dense import best_approximation, exact, leading
+from lycotool.linalg.low_rank import LowRank
 from lycotool.linalg.spectra import FactorSpectrum, Grams, grams, spectra
 from lycotool.ops._budget import ranks_for_size
 from lycotool.ops._merge_parts import Group
@@ -169,9 +170,9 @@ class Truncation:
         if self._options.size is not None or self._options.error is not None:
             return self._candidate(group, exact(matrix).values, total=total)
         cap = self._options.cap(weight.shape[2:], min(matrix.shape))
-        best = leading([matrix], cap, seed=0)[0]
-        made = self._merger.as_lora(group, best.factors, bias)
-        return self._candidate(group, best.values, total=total, made=made)
+        best = leading(matrix[None], cap, seed=0)
+        made = self._merger.as_lora(group, LowRank(best.up[0], best.down[0]), bias)
+        return self._candidate(group, best.values[0].cpu(), total=total, made=made)
 
     def _candidate(
         self,
