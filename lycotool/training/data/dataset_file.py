@@ -36,6 +36,9 @@ UNSUPPORTED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "network_multiplier": ((1, 1.0), "a multiplier per dataset is not supported"),
 }
 
+#: sd-scripts' other names of filters.
+_FILTERS: Mapping[str, str] = {"cubic": "bicubic", "linear": "bilinear", "lanczos4": "lanczos"}
+
 #: Keys that name files, and the place they belong to.
 _PLACES = {"image_dir": "[[datasets.subsets]]", "metadata_file": "[[datasets.subsets]]"}
 
@@ -109,7 +112,9 @@ class _Reader:
     def options(self, table: Mapping[str, Any], place: str, allowed: frozenset[str]) -> dict[str, object]:
         """The options of a table; its faults are noted."""
         found: dict[str, object] = {}
-        for key, value in table.items():
+        for key, given in table.items():
+            alias = key == "resize_interpolation" and isinstance(given, str)
+            value = _FILTERS.get(given, given) if alias else given
             if key in allowed and key in _TYPES:
                 if _fits(_TYPES[key], value):
                     found[key] = _converted(key, value)
@@ -141,9 +146,8 @@ def _subsets(path: Path, document: Mapping[str, Any], options: DataOptions) -> l
             own = {**shared, **reader.options(subset, where, of_subsets | _PLACES.keys())}
             found.append(_subset(reader, subset, where, group, options, own))
     if reader.faults:
-        raise UsageError(
-            f"{len(reader.faults)} keys of the dataset file cannot be used", path=path, details=reader.faults
-        )
+        count = "a key" if len(reader.faults) == 1 else f"{len(reader.faults)} keys"
+        raise UsageError(f"{count} of the dataset file cannot be used", path=path, details=reader.faults)
     if not found:
         raise BadInputError("has no [[datasets.subsets]]", path=path)
     return [subset for subset in found if subset is not None]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lycotool.errors import UsageError
+from lycotool.errors import BadInputError, UsageError
 from lycotool.training.data.faults import Findings
 from lycotool.training.data.images import EXTENSIONS, FOREIGN_EXTENSIONS
 from lycotool.training.data.options import DataOptions
@@ -66,14 +66,21 @@ def source_of(
 ) -> Source:
     """A source of these files, with their captions."""
     captions = _Captions(options)
-    entries = tuple(Entry(path, captions.read(path, findings)) for path in images)
+    entries = []
+    for path in images:
+        try:
+            entries.append(Entry(path, captions.read(path)))
+        except BadInputError as error:
+            findings.fault(
+                ("unreadable caption", "unreadable captions"), Path(error.path or path), error.message
+            )
     captions.report(findings)
     stems = defaultdict(list)
     for path in images:
         stems[path.with_suffix("")].append(path.name)
     doubles = [" and ".join(names) for names in stems.values() if len(names) > 1]
     findings.warn(("name is", "names are"), doubles, " shared by several images, and so are their captions")
-    return Source(folder, options, entries, group)
+    return Source(folder, options, tuple(entries), group)
 
 
 def images_in(folder: Path, options: DataOptions, findings: Findings) -> list[Path]:
@@ -110,9 +117,9 @@ def _nested(folders: Sequence[Path], options: DataOptions, findings: Findings) -
             if path.suffix.lower() in EXTENSIONS and path.is_file() and not _hidden(path, folder)
         ]
         if inside and not options.recursive:
-            findings.warnings.append(
-                f"{len(inside)} images in {folder} are not used; `recursive` reads subfolders"
-            )
+            count = "1 image" if len(inside) == 1 else f"{len(inside)} images"
+            verb = "is" if len(inside) == 1 else "are"
+            findings.warnings.append(f"{count} in {folder} {verb} not used; `recursive` reads subfolders")
         elif inside:
             images.extend(inside)
     return images
@@ -140,17 +147,18 @@ class _Captions:
         self.doubled: list[str] = []
         self.cut: list[str] = []
 
-    def read(self, image: Path, findings: Findings) -> str | None:
-        """The caption of an image, or None if it has no file."""
+    def read(self, image: Path) -> str | None:
+        """The caption of an image, or None if it has no file.
+
+        Raises
+        ------
+        BadInputError
+            If the file cannot be read, or is not UTF-8.
+        """
         files = [path for path in (image.with_suffix(suffix) for suffix in self.suffixes) if path.is_file()]
         if not files:
             return None
-        try:
-            texts = [path.read_text("utf-8-sig") for path in files]
-        except (OSError, UnicodeDecodeError) as error:
-            reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-            findings.fault(("unreadable caption", "unreadable captions"), files[0], reason)
-            return ""
+        texts = [_text(path) for path in files]
         if len(texts) > 1 and texts[0].strip() != texts[1].strip():
             self.doubled.append(image.name)
         lines = [line.strip() for line in texts[0].splitlines() if line.strip()]
@@ -169,3 +177,12 @@ class _Captions:
             self.cut,
             " several lines, of which the first is used; `enable_wildcard` draws one",
         )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadInputError("is not UTF-8", path=path) from None
+    except OSError as error:
+        raise BadInputError((error.strerror or str(error)).lower(), path=path) from None

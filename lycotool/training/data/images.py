@@ -42,6 +42,8 @@ def image_size(path: Path) -> Size:
         If the file is not an image.
     """
     with _opened(path) as image:
+        if image.format == "TIFF":
+            image.load()  # Pillow turns these itself then, and says so only afterwards
         width, height = image.size
         return (height, width) if _orientation(image) in _TURNED else (width, height)
 

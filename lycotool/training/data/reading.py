@@ -70,6 +70,8 @@ def read_dataset(source: str, options: DataOptions) -> Dataset:
         )
     subsets = tuple(Subset(one.place, one.options, one.group) for one in sources)
     training, held_out = _split(sources, sets)
+    if not any(part for one, part in zip(sources, training, strict=True) if not one.options.is_reg):
+        raise UsageError("`validation_split` leaves no image to train on", path=source)
     balanced = _balanced(subsets, training, findings)
     _note_crops(balanced, findings)
     return Dataset(subsets, balanced, tuple(findings.warnings), _validation(subsets, held_out, source))
