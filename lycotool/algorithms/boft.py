@@ -100,7 +100,7 @@ BOFT = Algorithm(
         layouts=(BUTTERFLY,),
         optional=frozenset({"rescale"}),
         learning_rate=2e-4,
-        structured=Structured(output=on_rows(delta), cost=cost, any_groups=True),
+        structured=Structured(output=on_rows(delta), cost=cost),
         shrinking="parameters",
     ),
 )

@@ -160,7 +160,7 @@ DIAG_OFT = Algorithm(
         layouts=(BLOCKS,),
         optional=frozenset({"rescale"}),
         learning_rate=2e-4,
-        structured=Structured(output=on_rows(delta), cost=cost, any_groups=True),
+        structured=Structured(output=on_rows(delta), cost=cost),
         shrinking="parameters",
     ),
 )

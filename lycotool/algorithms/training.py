@@ -89,7 +89,9 @@ OutputFn = Callable[["Bound", TrainableLayer, "Tensor", BaseFn], "Tensor"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structured:
-    """A forward that does not build ΔW. Exactly one of the three functions is there.
+    """A forward that does not build ΔW, for layers of one group of channels.
+
+    Exactly one of the three functions is there.
 
     Parameters
     ----------
@@ -104,15 +106,12 @@ class Structured:
     cost
         Multiply-adds for each position of the output, besides those of the base; what building
         and applying ΔW costs is the number of the weight's elements.
-    any_groups
-        Whether it holds for convolutions of several groups.
     """
 
     cost: Callable[[Sizes, TrainableLayer], int]
     factors: Callable[[Bound], LowRank | None] | None = None
     change: Callable[[Bound, TrainableLayer, Tensor], Tensor] | None = None
     output: OutputFn | None = None
-    any_groups: bool = False
 
 
 #: How `scale_weight_norms` shrinks a module: every factor of a product by the same ratio, the

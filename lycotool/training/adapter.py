@@ -293,9 +293,7 @@ class AdapterLayer(nn.Module):
         input and to the parameters.
         """
         structured = self.training_of.structured
-        if structured is None or forward == "fused" or self.layer.kind == "norm":
-            return None
-        if self.layer.groups != 1 and not structured.any_groups:
+        if structured is None or forward == "fused" or self.layer.groups != 1:
             return None
         if self.detected.dora_slot is not None:
             drops_rows = bool(self.dropouts.ranks) and not self.training_of.rank_axes
