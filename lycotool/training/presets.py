@@ -76,6 +76,8 @@ class Preset:
         Class name to what layers inside are trained with; of nested classes the innermost counts.
     name_algo_map
         Pattern of paths to the same; it goes before classes, and the first that fits counts.
+    shared
+        Classes and patterns that are given for every network at once.
     use_fnmatch
         Patterns are shell patterns of whole paths, not regular expressions for their beginnings.
     is_file
@@ -89,6 +91,7 @@ class Preset:
     exclude: tuple[str, ...] = ()
     module_algo_map: Mapping[str, Overrides] = field(default_factory=dict)
     name_algo_map: Mapping[str, Overrides] = field(default_factory=dict)
+    shared: frozenset[str] = frozenset()
     use_fnmatch: bool = False
     is_file: bool = False
 
@@ -202,6 +205,11 @@ def _parsed(document: Mapping[str, object], path: str) -> Preset:
             for name, values in maps.get("module_algo_map", {}).items()
         },
         name_algo_map=maps.get("name_algo_map", {}),
+        shared=frozenset(
+            SAME_CLASS.get(text, text)
+            for key in ("target_module", "target_name")
+            for text in lists.get(key, ())
+        ),
         enable_conv=switches.get("enable_conv", True),
         use_fnmatch=switches.get("use_fnmatch", False),
         is_file=True,

@@ -282,16 +282,12 @@ class _Finder:
     def _asked(self) -> Iterator[tuple[str, str, tuple[str, ...]]]:
         """Key, class or pattern, and the places where it may have been of use."""
         preset = self._preset
-        for part, own, other in (
-            ("unet", preset.unet, preset.text),
-            ("text_encoder", preset.text, preset.unet),
-        ):
-            rest = "text_encoder" if part == "unet" else "unet"
-            # What both parts are given, as by `target_name`, need be of use in one.
-            for name in own.modules:
-                yield f"{part}_target_module", name, (part, rest) if name in other.modules else (part,)
-            for pattern in own.names:
-                yield f"{part}_target_name", pattern, (part, rest) if pattern in other.names else (part,)
+        for part, own in (("unet", preset.unet), ("text_encoder", preset.text)):
+            for kind, texts in (("module", own.modules), ("name", own.names)):
+                for text in texts:
+                    # What is given for every network need be of use in one.
+                    places = ("unet", "text_encoder") if text in preset.shared else (part,)
+                    yield f"{part}_target_{kind}", text, places
         for key, asked in (
             ("module_algo_map", preset.module_algo_map),
             ("name_algo_map", preset.name_algo_map),
@@ -315,11 +311,11 @@ class _Finder:
         near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"paths look like {paths[-1]!r}"
         anywhere = ("*" if self._preset.use_fnmatch else ".*") + pattern
-        if any(self._preset.matches(anywhere, path) for path in paths):
-            hint = f"patterns fit from the start of a path; did you mean {anywhere!r}?"
-        elif any(self._preset.matches(pattern, path) for path in paths):
+        if any(self._preset.matches(pattern, path) for path in paths):
             is_target = key.endswith("target_name")
             hint = "it fits norms only, see train_norm" if is_target else "nothing selects the layers it fits"
+        elif any(self._preset.matches(anywhere, path) for path in paths):
+            hint = f"patterns fit from the start of a path; did you mean {anywhere!r}?"
         return BadInputError(
             f"the pattern {pattern!r} fits no layer that is selected",
             path=self._preset.name,
