@@ -8,7 +8,7 @@
 from lycotool.training.data.batches import plan_epoch, plan_validation
 from lycotool.training.data.captions import caption_of
 from lycotool.training.data.dataset import Batch, Dataset, Example, Sample, Subset
-from lycotool.training.data.latents import LatentCache, cache_latents
+from lycotool.training.data.latents import LatentCache, cache_latents, views_of
 from lycotool.training.data.options import DataOptions, parse_resolution
 from lycotool.training.data.reading import read_dataset
 from lycotool.training.data.texts import Text, TextCache
@@ -31,4 +31,5 @@ __all__ = [
     "plan_epoch",
     "plan_validation",
     "read_dataset",
+    "views_of",
 ]

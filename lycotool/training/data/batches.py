@@ -14,7 +14,7 @@ from lycotool.training.randomness import shuffled, uniforms
 IMAGE_ORDER = "image order"
 #: Which batch comes when; index: epoch.
 BATCH_ORDER = "batch order"
-#: Whether a use of an image is mirrored; index: epoch, example, repeat.
+#: Whether each use of an image is mirrored; index: epoch, example.
 FLIP = "flip"
 
 
@@ -31,20 +31,16 @@ def plan_epoch(dataset: Dataset, *, seed: int, epoch: int, ranks: int = 1) -> tu
         A batch holds the samples of all of them, ``batch_size`` each: the plan for ``N`` ranks
         is the plan for one rank with ``N`` times the batch size. ``Batch.of_rank`` takes a part.
     """
-    pools: dict[tuple[int, Size], list[tuple[int, int]]] = {}
+    pools: dict[tuple[int, Size], list[Sample]] = {}
     for index, example in enumerate(dataset.examples):
         pool = pools.setdefault((dataset.group_of(index), example.bucket), [])
-        pool.extend((index, repeat) for repeat in range(example.repeats))
+        pool.extend(_uses(dataset, index, seed=seed, epoch=epoch))
     batches = []
     for (group, bucket), pool in sorted(pools.items()):
         size = dataset.batch_size_of(group) * ranks
         order = shuffled(pool, seed, IMAGE_ORDER, epoch, group, *bucket)
-        for start in range(0, len(order), size):
-            samples = (
-                Sample(index, repeat, _flipped(dataset, seed, epoch, index, repeat))
-                for index, repeat in order[start : start + size]
-            )
-            batches.append(Batch(group, bucket, epoch, tuple(samples)))
+        parts = (tuple(order[start : start + size]) for start in range(0, len(order), size))
+        batches.extend(Batch(group, bucket, epoch, part) for part in parts)
     return tuple(shuffled(batches, seed, BATCH_ORDER, epoch))
 
 
@@ -64,7 +60,9 @@ def plan_validation(dataset: Dataset) -> tuple[Batch, ...]:
     return tuple(batches)
 
 
-def _flipped(dataset: Dataset, seed: int, epoch: int, index: int, repeat: int) -> bool:
+def _uses(dataset: Dataset, index: int, *, seed: int, epoch: int) -> list[Sample]:
+    repeats = dataset.examples[index].repeats
     if not dataset.options_of(index).flip_aug:
-        return False
-    return bool(uniforms(1, seed, FLIP, epoch, index, repeat)[0] < 0.5)
+        return [Sample(index, repeat) for repeat in range(repeats)]
+    draws = uniforms(repeats, seed, FLIP, epoch, index)
+    return [Sample(index, repeat, flipped=draw < 0.5) for repeat, draw in enumerate(draws)]

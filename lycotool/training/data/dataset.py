@@ -160,12 +160,14 @@ class Dataset:
     def describe(self) -> tuple[str, ...]:
         """Lines that say what was found: sources, images, repeats, buckets."""
         lines = []
-        members = Counter(example.subset for example in self.examples)
+        repeats: dict[int, list[int]] = {index: [] for index in range(len(self.subsets))}
+        for example in self.examples:
+            repeats[example.subset].append(example.repeats)
         for index, subset in enumerate(self.subsets):
-            repeats = {example.repeats for example in self.examples if example.subset == index}
-            times = str(min(repeats)) if len(repeats) == 1 else f"{min(repeats)} to {max(repeats)}"
+            found = repeats[index] or [0]
+            times = str(min(found)) if min(found) == max(found) else f"{min(found)} to {max(found)}"
             kind = " (regularisation)" if subset.options.is_reg else ""
-            lines.append(f"{subset.source}: {members[index]} images x {times}{kind}")
+            lines.append(f"{subset.source}: {len(repeats[index])} images x {times}{kind}")
         lines.extend(f"bucket {w}x{h}: {count} images" for (_, (w, h)), count in self.buckets.items())
         steps = self.batches_per_epoch()
         lines.append(f"{self.images_per_epoch} images and {steps} batches per epoch")

@@ -58,6 +58,19 @@ class Posterior:
 View = tuple[int, bool]
 
 
+def views_of(dataset: Dataset) -> list[View]:
+    """Everything that can be cached: examples cropped in a fixed place, mirrored ones if used.
+
+    In the order of buckets, so that the VAE meets few changes of shape.
+    """
+    found = []
+    for index in sorted(range(len(dataset.examples)), key=lambda i: (dataset.examples[i].bucket, i)):
+        options = dataset.options_of(index)
+        if not options.random_crop:
+            found.extend([(index, False), (index, True)] if options.flip_aug else [(index, False)])
+    return found
+
+
 class LatentCache:
     """Gives batches of latents; what it does not hold it reads or encodes.
 
@@ -93,25 +106,13 @@ class LatentCache:
 
     def load(self) -> None:
         """Hold every entry that is on disk in memory, too."""
-        for view in self.views():
+        for view in views_of(self.dataset):
             self._held[view] = self._posterior(view)
 
     def to(self, device: torch.device | str) -> None:
         """Move what is held to a device, where batches are given from now on."""
         self._device = device
         self._held = {view: posterior.to(device) for view, posterior in self._held.items()}
-
-    def views(self) -> list[View]:
-        """Everything that can be cached: examples cropped in a fixed place, mirrored ones if used.
-
-        In the order of buckets, so that the VAE meets few changes of shape.
-        """
-        found = []
-        for index in sorted(range(len(self.dataset.examples)), key=self._bucket):
-            options = self.dataset.options_of(index)
-            if not options.random_crop:
-                found.extend([(index, False), (index, True)] if options.flip_aug else [(index, False)])
-        return found
 
     def sample(self, batch: Batch, *, seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents of a batch, drawn from their posteriors.
@@ -166,9 +167,6 @@ class LatentCache:
             self._store(view, posterior)
             advance(1)
         findings.raise_faults("the data set")
-
-    def _bucket(self, index: int) -> tuple[Size, int]:
-        return self.dataset.examples[index].bucket, index
 
     def _crop(self, sample: Sample, seed: int, step: int) -> Size:
         placement = self.dataset.examples[sample.example].placement
@@ -294,7 +292,7 @@ def cache_latents(
     barrier
         Waits for all ranks.
     advance
-        Told the number of images that became ready; the total is ``len(cache.views())``, of
+        Told the number of images that became ready; the total is ``len(views_of(dataset))``, of
         which ``disk`` counts this rank's.
 
     Raises
@@ -312,9 +310,9 @@ def cache_latents(
         )
     cache = LatentCache(dataset, encode, key=key, folder=None if folder is None else CacheFolder(folder))
     if where == "memory":
-        cache.fill(cache.views(), hold=True, advance=advance)
+        cache.fill(views_of(dataset), hold=True, advance=advance)
     elif where == "disk":
-        cache.fill(cache.views()[rank::ranks], hold=False, advance=advance)
+        cache.fill(views_of(dataset)[rank::ranks], hold=False, advance=advance)
         barrier()
     return cache
 

@@ -31,8 +31,10 @@ NATIVE_RESOLUTION = {
 }
 
 
-def _option(default: Value, panel: str, level: Level, help: str, *, kohya: str | None = None) -> Value:
-    metadata = {"help": help, "panel": panel, "level": level}
+def _option(
+    default: Value, panel: str, level: Level, help: str, *, unit: str = "", kohya: str | None = None
+) -> Value:
+    metadata = {"help": help, "panel": panel, "level": level, "unit": unit}
     if kohya is not None:
         metadata["kohya"] = kohya
     return field(default=default, metadata=metadata)
@@ -54,9 +56,12 @@ class DataOptions:
         "Data",
         "subset",
         "Times each image is used per epoch; `10_name` folders have their own number.",
-        kohya="num_repeats",
+        kohya="dataset_repeats",
     )
     recursive: bool = _option(False, "Data", "run", "Also read images in subfolders without a repeat number.")
+    image_root: str | None = _option(
+        None, "Data", "run", "What names in a metadata file are relative to; default its own folder."
+    )
     reg_data_dir: str | None = _option(
         None,
         "Data",
@@ -84,10 +89,13 @@ class DataOptions:
         None,
         "Buckets",
         "dataset",
-        "Area of the training images: pixels per side, or width and height.",
+        "Area of the training images: a side, or width and height; default the model's own.",
+        unit="pixels",
         kohya="resolution",
     )
-    batch_size: int = _option(1, "Buckets", "dataset", "Images per step and GPU.", kohya="train_batch_size")
+    batch_size: int = _option(
+        1, "Buckets", "dataset", "Batch size of each GPU.", unit="images", kohya="train_batch_size"
+    )
     enable_bucket: bool = _option(
         True,
         "Buckets",
@@ -96,17 +104,23 @@ class DataOptions:
         kohya="enable_bucket",
     )
     min_bucket_reso: int = _option(
-        256, "Buckets", "dataset", "Shortest side of a bucket, in pixels.", kohya="min_bucket_reso"
+        256, "Buckets", "dataset", "Shortest side of a bucket.", unit="pixels", kohya="min_bucket_reso"
     )
     max_bucket_reso: int | None = _option(
         None,
         "Buckets",
         "dataset",
-        "Longest side of a bucket, in pixels; default twice the resolution.",
+        "Longest side of a bucket; default twice the resolution.",
+        unit="pixels",
         kohya="max_bucket_reso",
     )
     bucket_reso_steps: int = _option(
-        64, "Buckets", "dataset", "Bucket sides are multiples of this many pixels.", kohya="bucket_reso_steps"
+        64,
+        "Buckets",
+        "dataset",
+        "Bucket sides are multiples of this.",
+        unit="pixels",
+        kohya="bucket_reso_steps",
     )
     bucket_no_upscale: bool = _option(
         False,
@@ -146,7 +160,8 @@ class DataOptions:
         0,
         "Captions",
         "subset",
-        "So many tags at the start stay in place and are never dropped.",
+        "Tags at the start that stay in place and are never dropped.",
+        unit="tags",
         kohya="keep_tokens",
     )
     keep_tokens_separator: str | None = _option(
@@ -177,24 +192,36 @@ class DataOptions:
         0,
         "Captions",
         "subset",
-        "Leave out all captions in every so many epochs; 0 never.",
+        "Leave out all captions in every n-th epoch; 0 never.",
+        unit="epochs",
         kohya="caption_dropout_every_n_epochs",
     )
     caption_tag_dropout_rate: float = _option(
         0.0, "Captions", "subset", "Chance that a tag is left out, 0 to 1.", kohya="caption_tag_dropout_rate"
     )
     token_warmup_min: int = _option(
-        1, "Captions", "subset", "Tags used at the first step of the tag warm-up.", kohya="token_warmup_min"
+        1,
+        "Captions",
+        "subset",
+        "Tags used at the first step of the tag warm-up.",
+        unit="tags",
+        kohya="token_warmup_min",
     )
     token_warmup_step: float = _option(
         0,
         "Captions",
         "subset",
-        "Steps until all tags are used; below 1 a part of all steps; 0 at once.",
+        "When all tags are used; below 1 a part of the run; 0 at once.",
+        unit="steps",
         kohya="token_warmup_step",
     )
     max_token_length: Literal[75, 150, 225] = _option(
-        75, "Captions", "run", "Tokens of a caption that are read: 75, 150 or 225.", kohya="max_token_length"
+        75,
+        "Captions",
+        "run",
+        "How much of a caption is read: 75, 150 or 225.",
+        unit="tokens",
+        kohya="max_token_length",
     )
 
     # Images
@@ -218,14 +245,12 @@ class DataOptions:
         "Caches",
         "run",
         "Where encoded images are kept; `none` encodes them at each use.",
-        kohya="cache_latents",
     )
     cache_text: Literal["memory", "disk", "none"] = _option(
         "memory",
         "Caches",
         "run",
         "Where encoded captions are kept while no text encoder is trained.",
-        kohya="cache_text_encoder_outputs",
     )
     cache_dir: str | None = _option(None, "Caches", "run", "Folder of caches kept on disk.")
 

@@ -78,23 +78,31 @@ def read_dataset(source: str, options: DataOptions) -> Dataset:
 
 
 def _sources(path: Path, options: DataOptions, findings: Findings) -> list[Source]:
+    root = None if options.image_root is None else Path(options.image_root)
     if path.is_dir():
         metadata = path / "metadata.jsonl"
         if metadata.is_file():
-            return [metadata_source(metadata, options, findings)]
+            return [metadata_source(metadata, options, findings, folder=root)]
+        _refuse_root(path, options)
         note_foreign_files(path, findings)
         return folder_sources(path, options, findings)
     if not path.exists():
         raise UsageError("does not exist", path=path)
     if is_dataset_file(path):
+        _refuse_root(path, options)
         return file_sources(path, options, findings)
     if path.suffix.lower() in (".jsonl", ".json"):
-        return [metadata_source(path, options, findings)]
+        return [metadata_source(path, options, findings, folder=root)]
     raise UsageError(
         "is no data set",
         path=path,
         hint="expected a folder, a dataset file (.toml) or a metadata file (.jsonl, .json)",
     )
+
+
+def _refuse_root(path: Path, options: DataOptions) -> None:
+    if options.image_root is not None:
+        raise UsageError("`image_root` has no effect: this is no metadata file", path=path)
 
 
 def _regularisation(source: str, options: DataOptions, findings: Findings) -> list[Source]:

@@ -12,7 +12,7 @@ from lycotool.errors import BadInputError, UsageError
 from lycotool.training.data.batches import plan_epoch
 from lycotool.training.data.dataset import Batch, Sample
 from lycotool.training.data.images import fitted, load_image, to_pixels
-from lycotool.training.data.latents import CROP, POSTERIOR, cache_latents
+from lycotool.training.data.latents import CROP, POSTERIOR, cache_latents, views_of
 from lycotool.training.data.options import DataOptions
 from lycotool.training.data.reading import read_dataset
 from lycotool.training.randomness import torch_generator, uniforms
@@ -230,7 +230,7 @@ def test_progress_counts_images(folder, tmp_path):
     dataset = read(folder)
     done = []
     cache_latents(dataset, encode, key="vae", advance=done.append)
-    assert sum(done) == len(cache_latents(dataset, encode, key="vae", where="none").views()) == 3
+    assert sum(done) == len(views_of(dataset)) == 3
     filled(folder, tmp_path / "c")
     done.clear()
     cache_latents(dataset, encode, key="vae", where="disk", folder=tmp_path / "c", advance=done.append)
@@ -279,7 +279,7 @@ def test_subsets_may_differ(folder):
         examples=(dataset.examples[0], replace(dataset.examples[1], subset=1)),
     )
     cache = cache_latents(mixed, encode, key="vae")
-    assert cache.views() == [(0, False)]
+    assert views_of(mixed) == [(0, False)]
     batch = Batch(0, (64, 64), 0, (Sample(0, 0), Sample(1, 0)))
     assert cache.sample(batch, seed=0, step=0)[0].shape == (2, 3, 8, 8)
     assert cache.encoded == 2

@@ -127,3 +127,15 @@ def test_a_file_that_is_not_utf8(folder):
 def test_a_file_that_does_not_exist(folder):
     with pytest.raises(UsageError, match="does not exist"):
         read(folder / "m.jsonl")
+
+
+def test_image_root(folder, tmp_path_factory):
+    path = lines(tmp_path_factory.mktemp("elsewhere") / "m.jsonl", {"image_path": "b.png", "caption": "two"})
+    assert captions(read(path, image_root=str(folder / "sub"))) == {"b.png": "two"}
+
+
+@pytest.mark.parametrize("name", ["", "dataset.toml"])
+def test_image_root_without_a_metadata_file(folder, name):
+    (folder / "dataset.toml").write_text("")
+    with pytest.raises(UsageError, match="`image_root` has no effect: this is no metadata file"):
+        read(folder / name, image_root=str(folder))
