@@ -109,7 +109,10 @@ def _of_folder(shapes: Shapes) -> FamilyName | None:
 def _what_else(shapes: Shapes, metadata: Mapping[str, str]) -> str:
     if any(".lora_" in key or key.startswith(("lora_", "lycoris_")) for key in shapes):
         return "this is an adapter, expected a base model"
-    if any(key.startswith("conditioner.embedders.0.model.") for key in shapes):
+    is_refiner_folder = any(key.startswith("text_encoder_2.") for key in shapes) and not any(
+        key.startswith("text_encoder.") for key in shapes
+    )
+    if is_refiner_folder or any(key.startswith("conditioner.embedders.0.model.") for key in shapes):
         return "this is the SDXL refiner, which adapters are not trained on"
     if any(key.startswith(UNET + "input_blocks.") for key in shapes):
         return "this file has a UNet but no text encoder of SD 1.x, SD 2.x or SDXL"
@@ -149,19 +152,13 @@ def detect_prediction(
             )
         return Predicts(_SPELLINGS[given], "given", zero)
     said = metadata.get("modelspec.prediction_type", "").strip().lower()
-    if said in _SPELLINGS:
-        return Predicts(_SPELLINGS[said], f"its metadata says {said}", zero)
+    if said:
+        return Predicts(_known(said, "metadata", path), f"its metadata says {said}", zero)
     if _V_PRED in present:
         return Predicts("v_prediction", f"it has the marker key {_V_PRED}", zero)
     told = scheduler.get("prediction_type")
-    if isinstance(told, str) and told in _SPELLINGS:
-        return Predicts(_SPELLINGS[told], f"its scheduler's config says {told}", zero)
     if told is not None:
-        raise UsageError(
-            f"the scheduler's config has the prediction type {told!r}",
-            path=path,
-            hint="give the prediction type: 'epsilon' or 'v_prediction'",
-        )
+        return Predicts(_known(told, "scheduler's config", path), f"its scheduler's config says {told}", zero)
     if family == "sd2":
         raise UsageError(
             "SD 2.x models predict noise or velocity, and nothing in this file tells which",
@@ -170,3 +167,29 @@ def detect_prediction(
             "'epsilon' for the 512 ones (2-base, 2.1-base)",
         )
     return Predicts("epsilon", f"the custom of {_NAMES[family]}, nothing says otherwise", zero)
+
+
+def _known(value: object, place: str, path: str) -> Prediction:
+    if not isinstance(value, str) or value not in _SPELLINGS:
+        raise UsageError(
+            f"its {place} has the prediction type {value!r}, which `train` does not know",
+            path=path,
+            hint="give the prediction type if it is another: 'epsilon' or 'v_prediction'",
+        )
+    return _SPELLINGS[value]
+
+
+def check_scheduler(config: Mapping[str, object], *, path: str) -> None:
+    """Refuse a diffusers folder whose model was trained with noise of another kind.
+
+    Raises
+    ------
+    IncompatibleError
+        If its scheduler is one of EDM's or of flow matching.
+    """
+    name = str(config.get("_class_name", ""))
+    if "EDM" in name or "FlowMatch" in name:
+        raise IncompatibleError(
+            f"its scheduler is {name}: it is trained with noise of a kind that `train` does not know",
+            path=path,
+        )

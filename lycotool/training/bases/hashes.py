@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from lycotool.io.hashes import LEGACY_START, LEGACY_STOP
+from lycotool.lazy import torch
 
 _CHUNK_BYTES = 8 * 2**20
 
@@ -28,3 +29,18 @@ def old_hash_of(path: Path) -> str:
     with path.open("rb") as file:
         file.seek(LEGACY_START)
         return hashlib.sha256(file.read(LEGACY_STOP - LEGACY_START)).hexdigest()[:8]
+
+
+def fingerprint_of(*models: torch.nn.Module) -> str:
+    """SHA-256 over every parameter's name, dtype, shape and values, of the models in order.
+
+    It is the same wherever the weights came from, and another when any of them is, so it is
+    what a cache of a model's outputs is kept by.
+    """
+    digest = hashlib.sha256()
+    for model in models:
+        for name, value in model.named_parameters():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+        digest.update(b"\n")
+    return digest.hexdigest()

@@ -85,6 +85,7 @@ def load_base(
         shapes = store.shapes
         family = detect.detect_family(shapes, store.metadata, path=path, is_folder=is_folder)
         scheduler = _config_of(path, "scheduler", "scheduler_config.json") if is_folder else {}
+        detect.check_scheduler(scheduler, path=path)
         predicts = detect.detect_prediction(family, shapes, store.metadata, scheduler, prediction, path=path)
         unet, unet_config = (_folder_unet if is_folder else _file_unet)(family, store)
         texts = [*(_folder_texts if is_folder else _file_texts)(family, store)]

@@ -12,7 +12,7 @@ from lycotool.lazy import torch
 from lycotool.models.families.table import ModuleTable
 from lycotool.training.bases.configs import FamilyName
 from lycotool.training.bases.detect import Prediction, Predicts
-from lycotool.training.bases.hashes import old_hash_of, sha256_of
+from lycotool.training.bases.hashes import fingerprint_of, old_hash_of, sha256_of
 from lycotool.training.bases.schedule import with_zero_terminal_snr
 
 #: Token that fills a caption up, by family and text encoder: CLIP's end token, or ``!``.
@@ -102,3 +102,26 @@ class BaseModel:
     def old_hash(self) -> str | None:
         """The short hash that sd-scripts stores; None for a folder or shards."""
         return None if self.file is None else old_hash_of(self.file)
+
+    @cached_property
+    def vae_sha256(self) -> str | None:
+        """SHA-256 of the VAE's own file; None without one."""
+        return None if self.vae_file is None else sha256_of(self.vae_file)
+
+    @cached_property
+    def vae_old_hash(self) -> str | None:
+        """The short hash of the VAE's own file; None without one."""
+        return None if self.vae_file is None else old_hash_of(self.vae_file)
+
+    @cached_property
+    def vae_fingerprint(self) -> str:
+        """A hash of the VAE's weights as they are used, for caches of latents."""
+        return fingerprint_of(self.vae)
+
+    @cached_property
+    def text_fingerprint(self) -> str:
+        """A hash of the text encoders' weights, for caches of their outputs.
+
+        To be asked for while no adapter is in them.
+        """
+        return fingerprint_of(*self.text_encoders)

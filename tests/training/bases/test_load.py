@@ -16,7 +16,7 @@ from makers import bases
 from safetensors.torch import load_file, save_file
 from training.bases.conftest import Bases
 
-from lycotool.errors import BadInputError, IncompatibleError, UsageError
+from lycotool.errors import BadInputError, IncompatibleError, UnsafeError, UsageError
 from lycotool.training.bases import BaseModel, load_base
 
 Edit = Callable[[dict[str, torch.Tensor]], None]
@@ -237,6 +237,10 @@ def test_other_models_are_refused(on_disk: Bases, tmp_path: Path) -> None:
 
     with pytest.raises(IncompatibleError, match="refiner"):
         load_base(_edited(sdxl, path, refine))
+    folder = shutil.copytree(on_disk.get("sdxl").folder, tmp_path / "folder")
+    shutil.rmtree(folder / "text_encoder")
+    with pytest.raises(IncompatibleError, match="refiner"):
+        load_base(str(folder))
     with pytest.raises(IncompatibleError, match="EDM"):
         load_base(_edited(sdxl, path, lambda state: state.update({"edm_vpred.sigma_max": torch.ones(1)})))
     save_file({"double_blocks.0.img_attn.qkv.weight": torch.ones(6, 2)}, path)
@@ -293,6 +297,10 @@ def test_prediction_is_found_where_files_tell_it(on_disk: Bases, tmp_path: Path)
     assert found(prediction="v") == ("v_prediction", False)
     with pytest.raises(UsageError, match="no such prediction type: 'noise'"):
         found(prediction="noise")
+    bases.write_file(sdxl.made, path, metadata={"modelspec.prediction_type": "flow"})
+    with pytest.raises(UsageError, match="its metadata has the prediction type 'flow'"):
+        found()
+    assert found(prediction="epsilon") == ("epsilon", False)
 
     bases.write_file(sd2.made, path)
     with pytest.raises(UsageError, match="nothing in this file tells which"):
@@ -304,6 +312,14 @@ def test_prediction_is_found_where_files_tell_it(on_disk: Bases, tmp_path: Path)
     )
     base = load_base(str(folder))
     assert (base.prediction, base.zero_terminal_snr) == ("v_prediction", True)
+    config = folder / "scheduler" / "scheduler_config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"v_prediction"', '"sample"'))
+    with pytest.raises(UsageError, match="its scheduler's config has the prediction type 'sample'"):
+        load_base(str(folder))
+    config.write_text(text.replace("DDIMScheduler", "EDMEulerScheduler"))
+    with pytest.raises(IncompatibleError, match="its scheduler is EDMEulerScheduler"):
+        load_base(str(folder))
     assert base.alphas_cumprod[-1] == 0
     assert base.base_alphas[-1] > 0
 
@@ -331,8 +347,41 @@ def test_a_vae_given_apart(on_disk: Bases, tmp_path: Path) -> None:
         assert torch.equal(base.unet.conv_in.weight, disk.made.unet.conv_in.weight)
         assert base.vae_path == str(source)
         assert (base.vae_file is None) == (source == folder)
+        if base.vae_file is not None:
+            data = base.vae_file.read_bytes()
+            assert base.vae_sha256 == hashlib.sha256(data).hexdigest()
+            assert base.vae_old_hash == hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8]
     with pytest.raises(IncompatibleError, match="not a VAE"):
         load_base(headless, vae=headless)
+
+
+def test_fingerprints(on_disk: Bases, tmp_path: Path) -> None:
+    """The same weights have one fingerprint wherever they come from; another weight, another one."""
+    disk = on_disk.get("sdxl")
+    file, folder = load_base(str(disk.file)), load_base(str(disk.folder))
+    assert file.vae_fingerprint == folder.vae_fingerprint
+    assert file.text_fingerprint == folder.text_fingerprint
+    assert len({file.vae_fingerprint, file.text_fingerprint}) == 2
+    half = load_base(str(disk.file), vae_dtype=torch.bfloat16, te_dtype=torch.bfloat16)
+    assert half.vae_fingerprint != file.vae_fingerprint
+    assert half.text_fingerprint != file.text_fingerprint
+
+    def nudge(state: dict[str, torch.Tensor]) -> None:
+        state["first_stage_model.decoder.conv_out.bias"][0] += 1e-3
+        state["conditioner.embedders.1.model.ln_final.bias"][0] += 1e-3
+
+    other = load_base(_edited(disk.file, tmp_path / "x.safetensors", nudge))
+    assert other.vae_fingerprint != file.vae_fingerprint
+    assert other.text_fingerprint != file.text_fingerprint
+
+
+def test_pickles_only_when_allowed(on_disk: Bases, tmp_path: Path) -> None:
+    disk = on_disk.get("sd1")
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": load_file(disk.file)}, path)
+    with pytest.raises(UnsafeError):
+        load_base(str(path))
+    _assert_loaded(load_base(str(path), allow_pickle=True), disk.made)
 
 
 def test_hashes(on_disk: Bases) -> None:
