@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lycotool import __version__
 from lycotool.algorithms.base import DEFAULT_READING, Reading
-from lycotool.errors import IncompatibleError, NumericError, UsageError
+from lycotool.errors import NumericError, UsageError
 from lycotool.errors import listed as listed
 from lycotool.io.dtypes import FLOATING, OPTION_DTYPES, to_torch
 from lycotool.io.dtypes import as_bytes as as_bytes
@@ -17,12 +17,7 @@ from lycotool.lazy import torch
 from lycotool.linalg.finite import extremes
 
 if TYPE_CHECKING:
-    from lycotool.io.store import TensorStore
     from lycotool.ops._adapter import Adapter
-
-
-#: Keys beside a weight that say its stored values are to be multiplied by something.
-_QUANTISATION_KEYS = ("scale_weight", "weight_scale", "weight.absmax", "weight.quant_state")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,21 +197,3 @@ def check_suffix(output: str) -> None:
 def provenance(command: str, recipe: str) -> dict[str, str]:
     """The metadata that says which command made a file, and from what."""
     return {"lycotool.version": __version__, f"lycotool.{command}": recipe}
-
-
-def refuse_scaled(store: TensorStore, key: str) -> None:
-    """Refuse weights whose stored values are to be multiplied by a scale beside them.
-
-    Raises
-    ------
-    IncompatibleError
-        If ``key`` is a float8 weight with such a neighbour.
-    """
-    stem = key.removesuffix("weight")
-    if store.info(key).dtype.startswith("F8") and any(stem + n in store.entries for n in _QUANTISATION_KEYS):
-        raise IncompatibleError(
-            "is a scaled float8 weight, which is not supported yet",
-            path=store.path,
-            key=key,
-            hint="use the fp16 or bf16 version of this checkpoint",
-        )

@@ -14,7 +14,7 @@ from lycotool.io.store import TensorStore
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex
 from lycotool.models.module_names import KohyaNames
 from lycotool.models.naming import ANY
-from lycotool.ops._common import listed, refuse_scaled
+from lycotool.ops._common import listed
 
 #: Names of layers that look things up rather than multiply.
 _EMBEDDINGS = ("embedding", "embeddings", "embed_tokens", "shared")
@@ -92,8 +92,6 @@ def pair_layers(
         elif not _is_chosen(pair, include, exclude):
             pairs.skip("left out by --include or --exclude", layer.path)
         else:
-            for store, one in ((base, pair.base), (tuned, pair.tuned)):
-                refuse_scaled(store, one.weight.key)
             if (pair.base.bias is None) != (pair.tuned.bias is None):
                 pairs.skip("in one checkpoint only", f"{layer.path}.bias")
             pairs.chosen.append(pair)

@@ -21,7 +21,7 @@ from lycotool.formats.quantisation import (
 )
 from lycotool.io.dtypes import FLOATING
 from lycotool.io.header import TensorInfo
-from lycotool.io.store import Entry, TensorStore
+from lycotool.io.store import Entry, TensorFile, TensorStore
 from lycotool.lazy import torch
 from lycotool.linalg.quantised import dequantise_
 
@@ -45,17 +45,20 @@ def scale_keys(scaled: Mapping[str, Scaled], store: TensorStore) -> frozenset[st
 def dequantised(store: TensorStore, scaled: Mapping[str, Scaled] | None = None) -> TensorStore:
     """The checkpoint with float32 weights in place of scaled float8 ones; others as they are.
 
-    Nothing is read before a tensor is asked for. Weights that cannot be read keep their entry;
-    :func:`require_readable` says why.
+    Nothing is read before a tensor is asked for. Weights that cannot be read keep their entry,
+    and raise :class:`~lycotool.errors.IncompatibleError` when they are asked for.
     """
     scaled = scaled_in(store) if scaled is None else scaled
-    if not scaled:
+    packed = packed_in(store)
+    if not scaled and not packed:
         return store
     readable = {key: weight for key, weight in scaled.items() if weight.fault is None}
     gone = scale_keys(scaled, store)
-    file = _Dequantised(store, readable)
+    file, refused = _Dequantised(store, readable), _Refused(store, scaled)
+    files: dict[str, TensorFile] = dict.fromkeys([*packed, *scaled], refused)
+    files |= dict.fromkeys(readable, file)
     entries = {
-        key: Entry(file, key) if key in readable else entry
+        key: Entry(files[key], key) if key in files else entry
         for key, entry in store.entries.items()
         if key not in gone
     }
@@ -132,6 +135,35 @@ class _Dequantised:
 
     def close(self) -> None:
         """The store's files are closed by whoever opened it."""
+
+
+class _Refused:
+    """Weights of a store whose values cannot be told: the entries are there, reading them is an error."""
+
+    def __init__(self, store: TensorStore, scaled: Mapping[str, Scaled]) -> None:
+        self._store, self._scaled = store, scaled
+        self.path = Path(store.path)
+        self.metadata: Mapping[str, str] = {}
+        self.tensors: Mapping[str, TensorInfo] = {key: entry.info for key, entry in store.entries.items()}
+
+    def read_into(self, name: str, buffer: memoryview) -> None:
+        """Say why not.
+
+        Raises
+        ------
+        IncompatibleError
+            Always.
+        """
+        require_readable(self._store, self._scaled, name)
+        raise AssertionError(f"{name} can be read")
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """Say why not."""
+        self.read_into(name, memoryview(b""))
+        yield memoryview(b"")
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def read_scale(store: TensorStore, weight: Scaled) -> Tensor:

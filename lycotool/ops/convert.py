@@ -22,6 +22,7 @@ from lycotool.ops._adapter import Adapter, read_adapter
 from lycotool.ops._common import NoProgress, Progress, WriteOptions, check_suffix, default_name
 from lycotool.ops._convert_plan import Plan, make_plan
 from lycotool.ops._converter import Converter, ConvertResult
+from lycotool.ops._quantised import dequantised
 from lycotool.ops._render import outline
 
 __all__ = ["ConvertOptions", "ConvertResult", "convert"]
@@ -76,6 +77,7 @@ def convert(adapter: str, options: ConvertOptions, *, progress: Progress | None 
         base = None
         if options.base is not None:
             base = files.enter_context(open_store(options.base, allow_pickle=options.allow_pickle))
+            base = dequantised(base)
         converter = Converter(opened, families, dialect, options, base, progress or NoProgress())
         return converter.run(plan, name)
 

@@ -29,6 +29,7 @@ from lycotool.ops._common import (
 )
 from lycotool.ops._extractor import Extractor, ModuleExtract
 from lycotool.ops._forms import MODE_RULES
+from lycotool.ops._quantised import dequantised, packed_in, require_readable
 
 Algo = Literal["lora", "lokr", "full", "dora", "ia3"]
 
@@ -108,13 +109,16 @@ def extract(
                 raise IncompatibleError(
                     "this is an adapter; `extract` subtracts checkpoints", path=store.path
                 )
+            for key in packed_in(store):
+                require_readable(store, {}, key)
         name = options.output or default_name([tuned], "-extracted.safetensors")
         check_suffix(name)
         inputs = [path for store in stores for path in store.files]
         target = None
         if not (name == "-" and options.dry_run):
             target = prepare_output(name, inputs=inputs, force=options.force)
-        extractor = Extractor(stores[0], stores[1], options, progress or NoProgress())
+        before, after = (dequantised(store) for store in stores)
+        extractor = Extractor(before, after, options, progress or NoProgress())
         tensors = extractor.run()
         plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
         plan = FilePlan(plans, extractor.metadata(), hashed=True)

@@ -1420,17 +1420,33 @@ def test_an_input_is_never_overwritten(side: str) -> None:
 
 
 @pytest.mark.parametrize("side", ["base", "tuned"])
-def test_scaled_float8_is_refused_rather_than_wrong(side: str) -> None:
-    """The weights mean something only times their scale, which is a tensor beside them."""
-    plain = {f"{LINEAR}.weight": normal(6, 5)}
-    scaled = {
-        f"{LINEAR}.weight": normal(6, 5, seed=1).to(torch.float8_e4m3fn),
-        f"{LINEAR}.scale_weight": torch.tensor(0.5),
+def test_scaled_float8_is_read_as_what_it_means(side: str) -> None:
+    """The weights mean something only times their scales, which are tensors beside them."""
+    stored = (100 * normal(24, 40, seed=1)).to(torch.float8_e4m3fn)
+    scale = 0.01 + normal(24, 1, seed=2).abs()
+    scaled = {f"{LINEAR}.weight": stored, f"{LINEAR}.weight_scale": scale}
+    meant = {f"{LINEAR}.weight": stored.float() * scale}
+    plain = {f"{LINEAR}.weight": normal(24, 40)}
+    for name, one in (("scaled", scaled), ("meant", meant)):
+        files = {"base": plain, "tuned": plain, side: one}
+        write(Path("base.safetensors"), files["base"])
+        write(Path("tuned.safetensors"), files["tuned"])
+        succeed(
+            "extract", "base.safetensors", "tuned.safetensors", "--rank", 4, "-o", f"{name}.safetensors",
+        )  # fmt: skip
+    one, two = read(Path("scaled.safetensors")), read(Path("meant.safetensors"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_packed_weights_are_refused() -> None:
+    packed = {
+        f"{LINEAR}.weight": torch.zeros(24, 40, dtype=torch.int8),
+        f"{LINEAR}.SCB": torch.ones(24),
     }
-    files = {"base": plain, "tuned": plain, side: scaled}
-    code, text = refuse(files["base"], files["tuned"])
+    code, text = refuse({f"{LINEAR}.weight": normal(24, 40)}, packed)
     assert code == 5
-    assert "scaled float8" in text
+    assert "bitsandbytes" in text
 
 
 def test_a_failed_run_leaves_nothing_behind() -> None:
