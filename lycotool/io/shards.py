@@ -169,6 +169,8 @@ def write_set(
 ) -> None:
     """Write shards and their index; older files of the same name make way for them.
 
+    One file called ``NAME.safetensors`` has no index.
+
     Raises
     ------
     OutputError
@@ -182,18 +184,23 @@ def write_set(
             shard = staged_file(path, file.plan, file.producer(produce), advance=advance, check=check)
             finished.append((path, stack.enter_context(shard)))
         try:
-            index = stack.enter_context(nameless_file(target.index))
-            text = index_text(files).encode()
-            while text:
-                text = text[os.write(index.descriptor, text) :]
-            os.fsync(index.descriptor)
-            finished.append((target.index, index))
+            if [file.name for file in files] != [f"{target.stem}.safetensors"]:
+                index = stack.enter_context(nameless_file(target.index))
+                _write_text(index.descriptor, index_text(files))
+                finished.append((target.index, index))
             with _replacing(target.members()) as published:
                 for path, finished_file in finished:
+                    published.append(path)  # it may have its name and publishing fail all the same
                     finished_file.publish()
-                    published.append(path)
         except OSError as error:
             raise OutputError((error.strerror or str(error)).lower(), path=target.index) from error
+
+
+def _write_text(descriptor: int, text: str) -> None:
+    data = text.encode()
+    while data:
+        data = data[os.write(descriptor, data) :]
+    os.fsync(descriptor)
 
 
 @contextlib.contextmanager
