@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lycotool.errors import UsageError
-
 if TYPE_CHECKING:  # the registry is not needed for --help and completion
     from lycotool.algorithms.base import Reading
     from lycotool.ops._adapter import AdapterInput
@@ -145,16 +143,11 @@ def shard_bytes(text: str | None) -> int | None:
     Raises
     ------
     UsageError
-        If it is no size, or none at all.
+        If it is no size.
     """
     from lycotool.ops._sizes import parse_size
 
-    if text is None:
-        return None
-    nbytes = parse_size(text)
-    if nbytes <= 0:
-        raise UsageError(f"--shard-size {text} holds nothing")
-    return nbytes
+    return None if text is None else parse_size(text)
 
 
 def weighted(text: str, *, methods: bool = False) -> AdapterInput:

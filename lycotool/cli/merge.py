@@ -45,6 +45,8 @@ class _Files:
         typer.Option("--metadata", help="Whose metadata an adapter merge keeps.", rich_help_panel=_OUTPUT,
                      show_default="first"),
     ] = None  # fmt: skip
+    shard_size: opt.ShardSizeOption = None
+    verify: opt.VerifyOption = False
     strict: opt.StrictOption = False
     dry_run: opt.DryRunOption = False
     json_output: opt.JsonOption = False
@@ -154,6 +156,7 @@ class _Computing:
         typer.Option("--base", metavar="CKPT", rich_help_panel=_COMPUTE,
                      help="Checkpoint for algorithms whose change depends on it."),
     ] = None  # fmt: skip
+    vae: opt.VaeOption = None
     device: opt.DeviceOption = "auto"
     allow_pickle: opt.PickleOption = False
 

@@ -90,10 +90,12 @@ def prepare(
     Raises
     ------
     UsageError
-        If the name promises another format, or shards go to standard output.
+        If the name promises another format, shards go to standard output, or hold nothing.
     OutputError
         If something stands in the way.
     """
+    if shard_size is not None and shard_size < 1:
+        raise UsageError(f"`--shard-size` is {shard_size} bytes")
     if store.kind == "diffusers":
         return prepare_tree(output, Path(store.path), force=force)
     if output.lower().endswith(INDEX_SUFFIX):

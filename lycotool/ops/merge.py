@@ -44,6 +44,7 @@ from lycotool.ops._merge_parts import Group, by_layer
 from lycotool.ops._merger import Merged, Merger
 from lycotool.ops._methods import Combination, MethodOptions, resolve
 from lycotool.ops._naming import NamingStyle
+from lycotool.ops._quantised import dequantised
 from lycotool.ops._render import STALE_METADATA, network_arguments
 from lycotool.ops._strengths import StrengthOptions, Weighted, weigh
 from lycotool.ops._truncate import RankOptions, Truncation
@@ -135,9 +136,11 @@ def merge(
             return fold(
                 store, opened, name, options, command="merge", progress=progress, combination=combination
             )
+        _refuse_checkpoint_options(options)
         base_store = None
         if options.base is not None:
             base_store = files.enter_context(open_store(options.base, allow_pickle=options.allow_pickle))
+            base_store = dequantised(base_store)
         return _merge_adapters(opened, base_store, name, options, combination, progress)
 
 
@@ -167,6 +170,24 @@ def _refuse_adapter_options(options: MergeOptions) -> None:
                 if "," in name
                 else f"{name} is for a result that is an adapter; BASE is a checkpoint here"
             )
+
+
+def _refuse_checkpoint_options(options: MergeOptions) -> None:
+    """Refuse what only means something when the result is a checkpoint.
+
+    Raises
+    ------
+    UsageError
+        Naming the first such option.
+    """
+    given = {
+        "--shard-size": options.shard_size is not None,
+        "--vae": options.vae is not None,
+        "--verify": options.verify,
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise UsageError(f"{name} is for a result that is a checkpoint; BASE is an adapter here")
 
 
 def _obey_rules(adapter: Adapter) -> None:

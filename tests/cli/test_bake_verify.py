@@ -26,7 +26,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["keep", "fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("command", ["bake"])
+@pytest.mark.parametrize("command", ["bake", "merge"])
 def test_errors_are_those_against_float64(command: str, dtype: str) -> None:
     torch.manual_seed(0)
     before, adapter = checkpoint(), lora(alpha=2.0)
