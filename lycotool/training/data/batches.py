@@ -35,7 +35,7 @@ def plan_epoch(dataset: Dataset, *, seed: int, epoch: int, ranks: int = 1) -> tu
     for index, example in enumerate(dataset.examples):
         pool = pools.setdefault((dataset.group_of(index), example.bucket), [])
         pool.extend(_uses(dataset, index, seed=seed, epoch=epoch))
-    batches = []
+    batches: list[Batch] = []
     for (group, bucket), pool in sorted(pools.items()):
         size = dataset.batch_size_of(group) * ranks
         order = shuffled(pool, seed, IMAGE_ORDER, epoch, group, *bucket)
@@ -46,7 +46,7 @@ def plan_epoch(dataset: Dataset, *, seed: int, epoch: int, ranks: int = 1) -> tu
 
 def plan_validation(dataset: Dataset) -> tuple[Batch, ...]:
     """Every example once, in order, nothing mirrored: the same batches every time."""
-    batches = []
+    batches: list[Batch] = []
     for group, bucket in dataset.buckets:
         members = [
             index
