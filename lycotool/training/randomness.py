@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,6 +26,8 @@ Item = TypeVar("Item")
 
 #: Keeps the seeds apart from any other use of BLAKE2b on the same text.
 _PERSON = b"lycotool"
+
+_EIGHT_WORDS = struct.Struct("<8Q")
 
 
 def seed_of(seed: int, purpose: str, *indices: int) -> int:
@@ -44,8 +47,7 @@ def seed_of(seed: int, purpose: str, *indices: int) -> int:
     >>> seed_of(42, "noise", 7, 0)
     2249940442881137274
     """
-    text = json.dumps([int(seed), purpose, *map(int, indices)], separators=(",", ":"))
-    digest = hashlib.blake2b(text.encode(), digest_size=8, person=_PERSON).digest()
+    digest = hashlib.blake2b(_text(seed, purpose, indices), digest_size=8, person=_PERSON).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -66,15 +68,28 @@ def numpy_generator(seed: int, purpose: str, *indices: int) -> np.random.Generat
 
 
 def uniforms(count: int, seed: int, purpose: str, *indices: int) -> list[float]:
-    """``count`` numbers of [0, 1), multiples of 2^-53; longer lists begin with the shorter ones.
-
-    They come from Philox's raw bits: NumPy promises those for ever, its distributions it does not.
-    """
-    raw = numpy_generator(seed, purpose, *indices).bit_generator.random_raw(count)
-    return [int(bits) / 2**53 for bits in raw >> 11]
+    """``count`` numbers of [0, 1), multiples of 2^-53; longer lists begin with the shorter ones."""
+    return [(word >> 11) / 2**53 for word in _words(count, seed, purpose, indices)]
 
 
 def shuffled(items: Sequence[Item], seed: int, purpose: str, *indices: int) -> list[Item]:
     """The items in an order in which each permutation is equally likely."""
-    keys = numpy_generator(seed, purpose, *indices).bit_generator.random_raw(len(items))
-    return [items[place] for place in keys.argsort(kind="stable")]
+    words = _words(len(items), seed, purpose, indices)
+    return [items[place] for place in sorted(range(len(items)), key=words.__getitem__)]
+
+
+def _words(count: int, seed: int, purpose: str, indices: Sequence[int]) -> list[int]:
+    """64-bit words: the 64-byte BLAKE2b digests of the text, salted by their number.
+
+    A hash and not a generator: nothing has to be set up for a draw or two.
+    """
+    text = _text(seed, purpose, indices)
+    blocks = (
+        hashlib.blake2b(text, person=_PERSON, salt=block.to_bytes(16, "little")).digest()
+        for block in range(-(-count // 8))
+    )
+    return [word for block in blocks for word in _EIGHT_WORDS.unpack(block)][:count]
+
+
+def _text(seed: int, purpose: str, indices: Sequence[int]) -> bytes:
+    return json.dumps([int(seed), purpose, *map(int, indices)], separators=(",", ":")).encode()

@@ -76,11 +76,21 @@ def test_a_new_process_draws_the_same():
     assert int(done.stdout) == GOLDEN[42, "noise", 7, 0]
 
 
-def test_uniforms_are_the_top_bits_of_philox():
-    raw = [5907872776716491833, 428619783570926989, 17590170211022657073]
-    assert uniforms(3, 42, "noise", 7, 0) == [bits // 2**11 / 2**53 for bits in raw]
-    assert uniforms(2, 42, "noise", 7, 0) == uniforms(3, 42, "noise", 7, 0)[:2]
+WORDS = [9784274653455564464, 5547901465291657339, 16927274079965971838]
+
+
+def test_words_are_blake2b_digests():
+    text = b'[42,"noise",7,0]'
+    blocks = [
+        hashlib.blake2b(text, person=b"lycotool", salt=bytes([number]) + bytes(15)).digest()
+        for number in (0, 1)
+    ]
+    words = [int.from_bytes(block[i : i + 8], "little") for block in blocks for i in range(0, 64, 8)]
+    assert words[:3] == WORDS
+    assert uniforms(12, 42, "noise", 7, 0) == [word // 2**11 / 2**53 for word in words[:12]]
+    assert uniforms(2, 42, "noise", 7, 0) == uniforms(12, 42, "noise", 7, 0)[:2]
     assert uniforms(0, 42, "noise", 7, 0) == []
+    assert shuffled(range(12), 42, "noise", 7, 0) == sorted(range(12), key=words.__getitem__)
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers())
@@ -96,8 +106,3 @@ def test_shuffled_reaches_every_permutation_alike():
         counts[order] = counts.get(order, 0) + 1
     assert len(counts) == 6
     assert all(abs(count - 1000) < 145 for count in counts.values())
-
-
-def test_shuffled_sorts_by_the_raw_bits():
-    # 5.9e18, 0.4e18, 17.6e18: the second comes first.
-    assert shuffled("abc", 42, "noise", 7, 0) == ["b", "a", "c"]

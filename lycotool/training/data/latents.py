@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from lycotool.errors import BadInputError, UsageError
 from lycotool.lazy import torch
@@ -24,6 +24,9 @@ from lycotool.training.data.faults import Findings
 from lycotool.training.data.images import fitted, load_image, to_pixels
 from lycotool.training.data.options import Size
 from lycotool.training.randomness import torch_generator, uniforms
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 #: The noise a posterior is sampled with; index: step, example, repeat.
 POSTERIOR = "posterior"
@@ -53,6 +56,8 @@ class Posterior:
         """The same on a device."""
         return Posterior(self.mean.to(device), self.std.to(device))
 
+
+Result = TypeVar("Result")
 
 #: An example, and whether it is mirrored.
 View = tuple[int, bool]
@@ -198,37 +203,36 @@ class LatentCache:
         return Posterior(mean[0].float().to(self._device), std[0].float().to(self._device))
 
     def _pixels(self, index: int, crop: Size, *, flipped: bool) -> torch.Tensor:
+        return to_pixels(self._image(index, crop), flipped=flipped)
+
+    def _image(self, index: int, crop: Size) -> Image.Image:
         example = self.dataset.examples[index]
         image = load_image(example.path)
         if image.size != example.size:
             raise BadInputError(
                 f"the image changed: it has {image.size[0]}x{image.size[1]} pixels now", path=example.path
             )
-        interpolation = self.dataset.options_of(index).resize_interpolation
-        return to_pixels(fitted(image, example.placement, crop, interpolation), flipped=flipped)
+        return fitted(image, example.placement, crop, self.dataset.options_of(index).resize_interpolation)
 
     def _decoded(self, views: Sequence[View], findings: Findings) -> Iterator[tuple[View, torch.Tensor]]:
-        """Pixels in the order of ``views``, decoded ahead by threads; failures are noted."""
+        """Pixels of all views, each image decoded once, ahead, by threads; failures are noted."""
 
-        def decode(view: View) -> torch.Tensor | BadInputError:
+        def decode(index: int) -> Image.Image | BadInputError:
             try:
-                centre = self.dataset.examples[view[0]].placement.centre
-                return self._pixels(view[0], centre, flipped=view[1])
+                return self._image(index, self.dataset.examples[index].placement.centre)
             except BadInputError as error:
                 return error
 
-        waiting: deque[tuple[View, Future[torch.Tensor | BadInputError]]] = deque()
+        flips: dict[int, list[bool]] = {}
+        for index, flipped in views:
+            flips.setdefault(index, []).append(flipped)
         with ThreadPoolExecutor(_READERS, "lycotool-images") as pool:
-            for view in [*views, None]:
-                if view is not None:
-                    waiting.append((view, pool.submit(decode, view)))
-                while waiting and (view is None or len(waiting) > _AHEAD):
-                    done, future = waiting.popleft()
-                    pixels = future.result()
-                    if isinstance(pixels, BadInputError):
-                        findings.broken(pixels)
-                    else:
-                        yield done, pixels
+            for index, image in _ahead(pool, decode, list(flips)):
+                if isinstance(image, BadInputError):
+                    findings.broken(image)
+                    continue
+                for flipped in flips[index]:
+                    yield (index, flipped), to_pixels(image, flipped=flipped)
 
     def _entry(self, view: View) -> str:
         """The name of an entry: everything its data depends on."""
@@ -315,6 +319,20 @@ def cache_latents(
         cache.fill(views_of(dataset)[rank::ranks], hold=False, advance=advance)
         barrier()
     return cache
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[int], Result], items: Sequence[int]
+) -> Iterator[tuple[int, Result]]:
+    """Items and their results, in order; a few are worked on ahead, not all: results are large."""
+    waiting: deque[tuple[int, Future[Result]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(work, item)))
+        if len(waiting) > _AHEAD:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for item, future in waiting:
+        yield item, future.result()
 
 
 def _content_hash(path: Path) -> str:
