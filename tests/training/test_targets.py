@@ -10,7 +10,9 @@ from typing import Any
 import lycoris.kohya
 import pytest
 import torch
+from helpers import GOLDEN
 from makers.ldm_names import unet_to_ldm
+from safetensors import safe_open
 from training.published_bases import published_base
 
 from lycotool.errors import BadInputError, UsageError
@@ -169,6 +171,23 @@ def test_known_names() -> None:
         "lora_unet_time_embedding_linear_1",
         "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
     } <= sd1
+
+
+@pytest.mark.parametrize(
+    ("file", "family", "names"),
+    [
+        ("sd1_kohya_lora", "sd1", "kohya"),
+        ("sd1_lycoris_tucker", "sd1", "kohya"),
+        ("sdxl_kohya_sgm", "sdxl", "kohya"),
+        ("sdxl_kohya_diffusers_names", "sdxl", "diffusers"),
+    ],
+)
+def test_names_in_golden_files(file: str, family: FamilyName, names: Any) -> None:
+    with safe_open(GOLDEN / "convert" / f"{file}.safetensors", "pt") as golden:
+        stored = {key.split(".")[0] for key in golden.keys()}  # noqa: SIM118 - not a mapping
+    targets = find_targets(published_base(family), PRESETS["full"], names=names)
+    assert len(stored) >= 16
+    assert stored <= {target.name for target in targets}
 
 
 # --- a user's file, also read by LyCORIS -----------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from functools import partial
 from types import ModuleType
 
 from lycotool.errors import BadInputError, UsageError
@@ -118,14 +119,15 @@ def fill(
         wanted.setdefault(source.key, []).append((parameter, source))
     for key, tensor in prefetched(
         sorted(wanted, key=lambda key: (str(store.entries[key].file.path), store.info(key).start)),
-        store.tensor,
+        partial(store.tensor, pinned=device.type == "cuda"),
         lambda key: store.info(key).nbytes,
         window=_READ_AHEAD_BYTES,
         workers=_READERS,
     ):
         with torch.no_grad():
+            moved = tensor.to(device, non_blocking=True)  # rounded there, where that is fast
             for place, source in wanted[key]:
-                place.copy_(source.view(tensor).reshape(place.shape))
+                place.copy_(source.view(moved).reshape(place.shape))
     _fill_buffers(model)
     model.requires_grad_(False).eval()
 
