@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms import ALGORITHMS, BY_METADATA, dora
@@ -93,6 +94,13 @@ def detect(header: Header, *, algorithm_hint: str | None = None) -> Detected:
         If no layout fits, naming the tensor, what was found and what was expected, or if
         two do.
     """
+    return _detect(tuple(header.items()), algorithm_hint)
+
+
+@lru_cache(maxsize=4096)
+def _detect(slots: tuple[tuple[str, Shape], ...], algorithm_hint: str | None) -> Detected:
+    """:func:`detect`, remembered: the hundreds of modules of a file have a few dozen forms."""
+    header = dict(slots)
     magnitudes = [slot.name for slot in dora.SLOTS if slot.name in header]
     if len(magnitudes) > 1:
         raise MismatchError("has both " + " and ".join(magnitudes))

@@ -81,9 +81,10 @@ def one_matrix_a_thread() -> Iterator[tuple[ThreadPoolExecutor, int]]:
 def _on_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.empty_like(matrices[..., 0]), torch.empty_like(matrices)
     with one_matrix_a_thread() as (pool, count):
-        # One piece a worker: each hands Python's lock around a few times, which costs as much as
-        # a matrix or two.
-        pieces = zip(*(t.chunk(min(count, len(t))) for t in (matrices, values, vectors)), strict=True)
+        # Of a few matrices one piece a worker, because a piece costs a matrix or two by handing
+        # Python's lock around; of many more pieces, so that a slow one leaves nobody idle.
+        pieces_of = min(4 * count, max(count, len(matrices) // 8), len(matrices))
+        pieces = zip(*(t.chunk(pieces_of) for t in (matrices, values, vectors)), strict=True)
         for _ in pool.map(_solve, pieces):
             pass
     return values, vectors
@@ -92,6 +93,9 @@ def _on_threads(matrices: Tensor) -> tuple[Tensor, Tensor]:
 def _solve(piece: tuple[Tensor, Tensor, Tensor]) -> None:
     """Decompose some matrices on the CPU, wherever they are."""
     matrices, values, vectors = piece
+    if matrices.device.type == "cpu":
+        torch.linalg.eigh(matrices, out=(values, vectors))
+        return
     found = torch.linalg.eigh(matrices.cpu())
     values.copy_(found.eigenvalues)
     vectors.copy_(found.eigenvectors)

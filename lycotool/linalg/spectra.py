@@ -38,8 +38,14 @@ class Grams:
 
 def grams(low: LowRank) -> Grams:
     """The Grams of ``up @ down`` (without a core: fold it first)."""
-    up, down = low.up.double(), low.down.double()
-    return Grams(up.T @ up, down @ down.T, min(low.rank, *low.shape))
+    return stacked_grams(low.up[None], low.down[None])[0]
+
+
+def stacked_grams(ups: Tensor, downs: Tensor) -> list[Grams]:
+    """:func:`grams` of products of equal shapes, ``(batch, out, r)`` and ``(batch, r, in·kernel)``."""
+    up, down = ups.double(), downs.double()
+    bound = min(*up.shape[1:], down.shape[2])
+    return [Grams(left, right, bound) for left, right in zip(up.mT @ up, down @ down.mT, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +75,19 @@ class FactorSpectrum:
 
     def truncated(self, rank: int, factors: LowRank) -> LowRank:
         """``up = U_k Σ_k``, ``down = V_kᵀ`` from the factors the Grams came from."""
-        dtype, device = factors.up.dtype, factors.up.device
-        up = factors.up @ self.mix_up[:, :rank].to(device, dtype)
-        down = self.mix_down[:, :rank].T.to(device, dtype) @ factors.down
-        return LowRank(up, down)
+        up, down = truncated_stack([self], rank, factors.up[None], factors.down[None])
+        return LowRank(up[0], down[0])
+
+
+def truncated_stack(
+    spectra: Sequence[FactorSpectrum], rank: int, ups: Tensor, downs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """:meth:`FactorSpectrum.truncated` of products of equal shapes, stacked as they are."""
+    mix_up, mix_down = (
+        torch.stack([getattr(one, side)[:, :rank] for one in spectra]).to(ups.device, ups.dtype)
+        for side in ("mix_up", "mix_down")
+    )
+    return ups @ mix_up, mix_down.mT @ downs
 
 
 def spectra(parts: Sequence[Grams]) -> list[FactorSpectrum]:

@@ -131,16 +131,6 @@ def check_range(low: float, high: float, dtype: str, *, path: str, key: str) -> 
     )
 
 
-def cast_all_checked(
-    tensors: Sequence[torch.Tensor], dtypes: Sequence[str], *, path: str, keys: Sequence[str]
-) -> list[torch.Tensor]:
-    """:func:`cast_checked` of many floating tensors, waiting for their device once."""
-    ends = torch.stack([torch.stack(torch.aminmax(tensor)) for tensor in tensors]).tolist()
-    for (low, high), dtype, key in zip(ends, dtypes, keys, strict=True):
-        check_range(low, high, dtype, path=path, key=key)
-    return [tensor.to(to_torch(dtype)) for tensor, dtype in zip(tensors, dtypes, strict=True)]
-
-
 def cast_batch_checked(batch: torch.Tensor, dtype: str, *, path: str, keys: Sequence[str]) -> torch.Tensor:
     """:func:`cast_checked` of floating tensors stacked along the first axis, one key each."""
     flat = batch.flatten(1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lycotool.algorithms import lora
 from lycotool.devices import resolve_device
@@ -16,14 +16,16 @@ from lycotool.io.dtypes import from_torch
 from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
 from lycotool.lazy import torch
 from lycotool.linalg import ranks
+from lycotool.linalg.finite import is_finite
 from lycotool.linalg.low_rank import LowRank
 from lycotool.linalg.spectra import (
     FactorSpectrum,
     Grams,
     KroneckerSpectrum,
-    grams,
     spectra,
     spectrum_of_kronecker,
+    stacked_grams,
+    truncated_stack,
 )
 from lycotool.models.naming import split_name
 from lycotool.ops._adapter import Adapter, AdapterModule
@@ -31,13 +33,12 @@ from lycotool.ops._budget import ranks_for_size
 from lycotool.ops._common import (
     Progress,
     as_bytes,
-    cast_all_checked,
+    cast_batch_checked,
     cast_checked,
     check_suffix,
     count_labels,
     provenance,
     saved_dtype,
-    to_cpu,
 )
 from lycotool.ops._render import (
     STALE_METADATA,
@@ -59,8 +60,13 @@ if TYPE_CHECKING:
 #: LoRA factors and what is recomputed with them; a module's other tensors are carried over.
 _FACTOR_SLOTS = frozenset({"lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha"})
 
-#: Modules that are truncated before one transfer from the device.
-_TOGETHER = 16
+#: The factors of a plain LoRA.
+_TWO_FACTORS = ("lora_up.weight", "lora_down.weight")
+
+#: Bytes of float32 factors that are worked on as one stack.
+_STACK_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20, "mps": 64 * 2**20}
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +242,8 @@ class Resizer:
         changed = [
             pair for pair, keeps in zip(zip(candidates, picked, strict=True), kept, strict=True) if not keeps
         ]
-        for start in range(0, len(changed), _TOGETHER):
-            tensors |= self._resized(changed[start : start + _TOGETHER])
+        for group in self._stacks(changed, lambda pair: pair[0].module, lambda pair: pair[1]):
+            tensors |= self._resized([candidate for candidate, _ in group], group[0][1])
         carried = [*carried, *(c.module for c, keeps in zip(candidates, kept, strict=True) if keeps)]
         for module in carried:
             tensors |= self._carried(module)
@@ -251,16 +257,43 @@ class Resizer:
         """Spectra of all modules; equal ranks are decomposed in one batch."""
         parts: dict[str, Grams] = {}
         found: dict[str, FactorSpectrum | KroneckerSpectrum] = {}
-        for module in modules:
-            bound = self._load(module, check=True)
-            if module.detected.algorithm.kronecker_parts is not None:
-                first, second = module.detected.algorithm.kronecker_parts(bound)
-                found[module.name] = spectrum_of_kronecker(first, second.folded())
+        for group in self._stacks(modules, lambda module: module):
+            if group[0].detected.algorithm.kronecker_parts is not None:
+                bound = self._load(group[0], check=True)
+                first, second = group[0].detected.algorithm.kronecker_parts(bound)
+                found[group[0].name] = spectrum_of_kronecker(first, second.folded())
             else:
-                parts[module.name] = grams(_factors(module, bound))
-            self._advance(module)
+                small = stacked_grams(*self._load_factors(group, check=True))
+                parts |= {module.name: part for module, part in zip(group, small, strict=True)}
+            for module in group:
+                self._advance(module)
         found |= dict(zip(parts, spectra(list(parts.values())), strict=True))
         return [self._candidate(module, found[module.name]) for module in modules]
+
+    def _stacks(
+        self,
+        items: Iterable[Item],
+        module_of: Callable[[Item], AdapterModule],
+        kind_of: Callable[[Item], Hashable] = lambda item: None,
+    ) -> Iterator[list[Item]]:
+        """Items whose modules' factors have equal shapes and dtypes, as many as make one stack.
+
+        A module that is more than two factors stands alone.
+        """
+        limit = _STACK_BYTES[self._device.type]
+        waiting: dict[Hashable, list[Item]] = {}
+        for item in items:
+            module = module_of(item)
+            if not _is_two_factors(module):
+                yield [item]
+                continue
+            infos = [self._adapter.store.info(module.keys[slot]) for slot in _TWO_FACTORS]
+            kind = (kind_of(item), *((info.shape, info.dtype) for info in infos))
+            group = waiting.setdefault(kind, [])
+            group.append(item)
+            if (len(group) + 1) * 4 * sum(info.numel for info in infos) > limit:
+                yield waiting.pop(kind)
+        yield from waiting.values()
 
     def _candidate(self, module: AdapterModule, spectrum: FactorSpectrum | KroneckerSpectrum) -> _Candidate:
         kernel = kernel_of(split_name(module.name).place, [module])
@@ -315,34 +348,27 @@ class Resizer:
             return options.conv_rank
         return options.rank if options.rank is not None else candidate.count
 
-    def _resized(self, group: Sequence[tuple[_Candidate, int]]) -> dict[str, Tensor]:
-        """The tensors of some modules at their new ranks, by key."""
-        factors = [self._truncated(candidate, rank) for candidate, rank in group]
-        flat = [tensor for slots in factors for tensor in slots.values()]
-        names = [c.module.name for (c, _), slots in zip(group, factors, strict=True) for _ in slots]
-        dtypes = [
-            saved_dtype(self._options.dtype, common_dtype([(self._adapter, c.module)]))
-            for (c, _), slots in zip(group, factors, strict=True)
-            for _ in slots
-        ]
-        saved = iter(to_cpu(cast_all_checked(flat, dtypes, path=self._adapter.path, keys=names)))
+    def _resized(self, group: Sequence[_Candidate], rank: int) -> dict[str, Tensor]:
+        """The tensors of one stack of modules at their new rank, by key."""
+        first, path = group[0], self._adapter.path
+        if isinstance(first.spectrum, KroneckerSpectrum):
+            low = first.spectrum.truncated(rank)
+            ups, downs = low.up[None], low.down[None]
+        else:
+            factors = self._load_factors([candidate.module for candidate in group], check=False)
+            found = [c.spectrum for c in group if isinstance(c.spectrum, FactorSpectrum)]
+            ups, downs = truncated_stack(found, rank, *factors)
+        dtype = saved_dtype(self._options.dtype, common_dtype([(self._adapter, first.module)]))
+        names = [candidate.module.name for candidate in group]
+        saved = [cast_batch_checked(side, dtype, path=path, keys=names).cpu() for side in (ups, downs)]
         tensors: dict[str, Tensor] = {}
-        for (candidate, rank), slots in zip(group, factors, strict=True):
-            rounded = {slot: next(saved) for slot in slots}
-            tensors |= self._with_companions(candidate.module, rank, rounded)
+        for candidate, up, down in zip(group, *saved, strict=True):
+            low = LowRank(up, down).padded(rank)  # only `--compat kohya` asks for more than there is
+            slots = lora.from_factors(low, candidate.kernel, torch.float32)
+            del slots["alpha"]
+            tensors |= self._with_companions(candidate.module, rank, slots)
             self._advance(candidate.module)
         return tensors
-
-    def _truncated(self, candidate: _Candidate, rank: int) -> dict[str, Tensor]:
-        """The factors of a module at its new rank, by slot, before they are rounded."""
-        bound = self._load(candidate.module, check=False)
-        if isinstance(candidate.spectrum, KroneckerSpectrum):
-            low = candidate.spectrum.truncated(rank)
-        else:
-            low = candidate.spectrum.truncated(rank, _factors(candidate.module, bound))
-        low = low.padded(rank)  # only `--compat kohya` asks for more than there is
-        factors = lora.from_factors(low, candidate.kernel, torch.float32)
-        return {slot: tensor for slot, tensor in factors.items() if slot != "alpha"}
 
     def _with_companions(
         self, module: AdapterModule, rank: int, slots: dict[str, Tensor]
@@ -372,6 +398,24 @@ class Resizer:
         if _is_lora(module):
             module = replace(module, dims=replace(module.dims, scale=1.0))
         return self._adapter.load(module, self._device, torch.float32, check=check)
+
+    def _load_factors(self, group: Sequence[AdapterModule], *, check: bool) -> tuple[Tensor, Tensor]:
+        """The exact factors of some modules in float32, stacked; see :meth:`_stacks`."""
+        if not _is_two_factors(group[0]):
+            low = _factors(group[0], self._load(group[0], check=check))
+            return low.up[None], low.down[None]
+        store = self._adapter.store
+        ups, downs = (
+            torch.stack([store.tensor(module.keys[slot]) for module in group])
+            .to(device=self._device)
+            .to(torch.float32)
+            .flatten(2)
+            for slot in _TWO_FACTORS
+        )
+        if check and not (is_finite(ups) and is_finite(downs)):
+            for module in group:  # one of these says which
+                self._load(module, check=True)
+        return ups, downs
 
     def _advance(self, module: AdapterModule) -> None:
         self._progress.advance(sum(self._adapter.store.info(key).nbytes for key in module.keys.values()))
@@ -418,6 +462,11 @@ def _conv_arguments(metadata: Mapping[str, str], convs: Sequence[tuple[_Candidat
     return {"ss_network_args": json.dumps(arguments)}
 
 
+def _is_two_factors(module: AdapterModule) -> bool:
+    """Whether a module is nothing but ``up @ down``."""
+    return _is_lora(module) and module.keys.keys() - {"alpha"} == set(_TWO_FACTORS)
+
+
 def _factors(module: AdapterModule, bound: Bound) -> LowRank:
     """The module's exact factors without a core (a sparse part stays beside them)."""
     compute = module.detected.algorithm.factors
@@ -430,16 +479,16 @@ def _factors(module: AdapterModule, bound: Bound) -> LowRank:
 
 
 def _report(candidate: _Candidate, rank: int) -> ModuleResize:
-    values = candidate.values
-    squares = values.square()
-    total, total_sum = float(squares.sum()), float(values.sum())
+    values = candidate.values.numpy()  # a few numbers each, for which torch's calls are slow
+    total, kept = float(values @ values), float(values[:rank] @ values[:rank])
+    total_sum = float(values.sum())
     smallest = float(values[rank - 1]) if rank <= len(values) else 0.0
     return ModuleResize(
         name=candidate.module.name,
         type=candidate.module.detected.label,
         old_rank=candidate.module.dims.rank or len(values),
         new_rank=rank,
-        kept_fro=math.sqrt(float(squares[:rank].sum()) / total) if total else 1.0,
+        kept_fro=math.sqrt(kept / total) if total else 1.0,
         kept_sum=float(values[:rank].sum()) / total_sum if total_sum else 1.0,
         max_ratio=float(values[0]) / smallest if smallest else None,
     )
@@ -449,9 +498,9 @@ def _relative_error(candidates: Sequence[_Candidate], picked: Sequence[int]) -> 
     """``√(Σ σ²_discarded / Σ σ²)`` over all modules, scales included."""
     lost = total = 0.0
     for candidate, rank in zip(candidates, picked, strict=True):
-        squares = candidate.values.square()
-        lost += float(squares[rank:].sum())
-        total += float(squares.sum())
+        values = candidate.values.numpy()
+        lost += float(values[rank:] @ values[rank:])
+        total += float(values @ values)
     return math.sqrt(lost / total) if total else 0.0
 
 
