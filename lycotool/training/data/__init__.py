@@ -8,7 +8,7 @@
 from lycotool.training.data.batches import plan_epoch, plan_validation
 from lycotool.training.data.captions import caption_of
 from lycotool.training.data.dataset import Batch, Dataset, Example, Sample, Subset
-from lycotool.training.data.latents import LatentCache, cache_latents, views_of
+from lycotool.training.data.latents import LatentCache, cache_latents, images_to_cache
 from lycotool.training.data.options import DataOptions, parse_resolution
 from lycotool.training.data.reading import read_dataset
 from lycotool.training.data.texts import Text, TextCache
@@ -27,9 +27,9 @@ __all__ = [
     "Tokenizer",
     "cache_latents",
     "caption_of",
+    "images_to_cache",
     "parse_resolution",
     "plan_epoch",
     "plan_validation",
     "read_dataset",
-    "views_of",
 ]

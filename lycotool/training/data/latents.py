@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 from lycotool.errors import BadInputError, UsageError
 from lycotool.lazy import torch
@@ -57,23 +57,17 @@ class Posterior:
         return Posterior(self.mean.to(device), self.std.to(device))
 
 
-Result = TypeVar("Result")
-
 #: An example, and whether it is mirrored.
 View = tuple[int, bool]
 
 
-def views_of(dataset: Dataset) -> list[View]:
-    """Everything that can be cached: examples cropped in a fixed place, mirrored ones if used.
+def images_to_cache(dataset: Dataset) -> list[int]:
+    """The examples that are cropped in a fixed place.
 
     In the order of buckets, so that the VAE meets few changes of shape.
     """
-    found = []
-    for index in sorted(range(len(dataset.examples)), key=lambda i: (dataset.examples[i].bucket, i)):
-        options = dataset.options_of(index)
-        if not options.random_crop:
-            found.extend([(index, False), (index, True)] if options.flip_aug else [(index, False)])
-    return found
+    order = sorted(range(len(dataset.examples)), key=lambda index: (dataset.examples[index].bucket, index))
+    return [index for index in order if not dataset.options_of(index).random_crop]
 
 
 class LatentCache:
@@ -111,8 +105,9 @@ class LatentCache:
 
     def load(self) -> None:
         """Hold every entry that is on disk in memory, too."""
-        for view in views_of(self.dataset):
-            self._held[view] = self._posterior(view)
+        for index in images_to_cache(self.dataset):
+            for view in self._views(index):
+                self._held[view] = self._posterior(view)
 
     def to(self, device: torch.device | str) -> None:
         """Move what is held to a device, where batches are given from now on."""
@@ -146,32 +141,40 @@ class LatentCache:
         return latents, torch.tensor(sizes, dtype=torch.int64, device=self._device)
 
     def fill(
-        self, views: Sequence[View], *, hold: bool, advance: Callable[[int], None] = lambda images: None
+        self, images: Sequence[int], *, hold: bool, advance: Callable[[int], None] = lambda images: None
     ) -> None:
-        """Encode what is missing of these; keep it in memory, or only on disk.
+        """Encode what is missing of these examples; keep it in memory, or only on disk.
 
         Raises
         ------
         BadInputError
             Naming every image that cannot be decoded.
         """
-        missing = []
-        for view in views:
-            stored = self._stored(view)
-            if stored is None:
-                missing.append(view)
-                continue
-            if hold:
-                self._held[view] = stored
-            advance(1)
+        missing: dict[int, list[View]] = {}
+        for index in images:
+            for view in self._views(index):
+                stored = self._stored(view)
+                if stored is None:
+                    missing.setdefault(index, []).append(view)
+                elif hold:
+                    self._held[view] = stored
+            if index not in missing:
+                advance(1)
         findings = Findings()
-        for view, pixels in self._decoded(missing, findings):
-            posterior = self._encoded(pixels)
-            if hold:
-                self._held[view] = posterior
-            self._store(view, posterior)
+        for index, image in self._decoded(list(missing)):
+            if isinstance(image, BadInputError):
+                findings.broken(image)
+                continue
+            for view in missing[index]:
+                posterior = self._encoded(to_pixels(image, flipped=view[1]))
+                if hold:
+                    self._held[view] = posterior
+                self._store(view, posterior)
             advance(1)
         findings.raise_faults("the data set")
+
+    def _views(self, index: int) -> list[View]:
+        return [(index, flipped) for flipped in (False, True)[: 1 + self.dataset.options_of(index).flip_aug]]
 
     def _crop(self, sample: Sample, seed: int, step: int) -> Size:
         placement = self.dataset.examples[sample.example].placement
@@ -214,8 +217,8 @@ class LatentCache:
             )
         return fitted(image, example.placement, crop, self.dataset.options_of(index).resize_interpolation)
 
-    def _decoded(self, views: Sequence[View], findings: Findings) -> Iterator[tuple[View, torch.Tensor]]:
-        """Pixels of all views, each image decoded once, ahead, by threads; failures are noted."""
+    def _decoded(self, images: Sequence[int]) -> Iterator[tuple[int, Image.Image | BadInputError]]:
+        """Examples and their pictures, decoded ahead by threads, or what was wrong with them."""
 
         def decode(index: int) -> Image.Image | BadInputError:
             try:
@@ -223,16 +226,15 @@ class LatentCache:
             except BadInputError as error:
                 return error
 
-        flips: dict[int, list[bool]] = {}
-        for index, flipped in views:
-            flips.setdefault(index, []).append(flipped)
+        waiting: deque[tuple[int, Future[Image.Image | BadInputError]]] = deque()
         with ThreadPoolExecutor(_READERS, "lycotool-images") as pool:
-            for index, image in _ahead(pool, decode, list(flips)):
-                if isinstance(image, BadInputError):
-                    findings.broken(image)
-                    continue
-                for flipped in flips[index]:
-                    yield (index, flipped), to_pixels(image, flipped=flipped)
+            for index in images:
+                waiting.append((index, pool.submit(decode, index)))
+                if len(waiting) > _AHEAD:  # pictures are large: not all at once
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for index, future in waiting:
+                yield index, future.result()
 
     def _entry(self, view: View) -> str:
         """The name of an entry: everything its data depends on."""
@@ -288,7 +290,7 @@ def cache_latents(
     key
         What its answer depends on: a hash of its weights, and its dtype.
     where
-        ``memory``: every rank encodes everything. ``disk``: the ranks share the work, entry
+        ``memory``: every rank encodes everything. ``disk``: the ranks share the work, image
         ``i`` is rank ``i mod ranks``'s, and read entries when they need them. ``none``: images
         are encoded at each use.
     folder
@@ -296,8 +298,8 @@ def cache_latents(
     barrier
         Waits for all ranks.
     advance
-        Told the number of images that became ready; the total is ``len(views_of(dataset))``, of
-        which ``disk`` counts this rank's.
+        Told the number of images that became ready, of :func:`images_to_cache`; with ``disk``
+        of this rank's.
 
     Raises
     ------
@@ -314,25 +316,11 @@ def cache_latents(
         )
     cache = LatentCache(dataset, encode, key=key, folder=None if folder is None else CacheFolder(folder))
     if where == "memory":
-        cache.fill(views_of(dataset), hold=True, advance=advance)
+        cache.fill(images_to_cache(dataset), hold=True, advance=advance)
     elif where == "disk":
-        cache.fill(views_of(dataset)[rank::ranks], hold=False, advance=advance)
+        cache.fill(images_to_cache(dataset)[rank::ranks], hold=False, advance=advance)
         barrier()
     return cache
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[int], Result], items: Sequence[int]
-) -> Iterator[tuple[int, Result]]:
-    """Items and their results, in order; a few are worked on ahead, not all: results are large."""
-    waiting: deque[tuple[int, Future[Result]]] = deque()
-    for item in items:
-        waiting.append((item, pool.submit(work, item)))
-        if len(waiting) > _AHEAD:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    for item, future in waiting:
-        yield item, future.result()
 
 
 def _content_hash(path: Path) -> str:

@@ -120,6 +120,8 @@ def _caption(record: Mapping[str, object], options: DataOptions, path: Path, nam
     for column, text in texts.items():
         if text is not None and not isinstance(text, str):
             raise BadInputError(f"`{column}` is no text", path=path, key=name)
+        if text is not None and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise BadInputError(f"`{column}` has half of a surrogate pair", path=path, key=name)
     caption, tags = texts["text"] if texts["text"] is not None else texts["caption"], texts["tags"]
     if tags is None or not str(tags).strip():
         return None if caption is None else str(caption).strip()

@@ -22,6 +22,7 @@ from lycotool.training.data.images import image_size
 from lycotool.training.data.metadata import metadata_source
 from lycotool.training.data.options import DataOptions, Size
 from lycotool.training.data.sources import Source
+from lycotool.training.data.tokens import Tokenizer
 from lycotool.training.randomness import shuffled
 
 #: Which images are set aside; index: subset.
@@ -74,6 +75,7 @@ def read_dataset(source: str, options: DataOptions) -> Dataset:
         raise UsageError("`validation_split` leaves no image to train on", path=source)
     balanced = _balanced(subsets, training, findings)
     _note_crops(balanced, findings)
+    _note_long_captions(balanced, options.max_token_length, findings)
     return Dataset(subsets, balanced, tuple(findings.warnings), _validation(subsets, held_out, source))
 
 
@@ -282,3 +284,18 @@ def _note_crops(examples: Sequence[Example], findings: Findings) -> None:
         if 1 - example.bucket[0] * example.bucket[1] / (width * height) > _LARGE_CROP:
             large.append(f"{example.path.name} ({example.size[0]}x{example.size[1]})")
     findings.warn(("image loses", "images lose"), large, " more than a third to the crop")
+
+
+def _note_long_captions(examples: Sequence[Example], limit: int, findings: Findings) -> None:
+    """Name images whose caption is cut; before prefix, dropout and the like."""
+    lines = [(example.path.name, line) for example in examples for line in example.caption.split("\n")]
+    # A token has a byte at least, so that most captions need not be looked at.
+    candidates = [(name, line) for name, line in lines if len(line.encode()) > limit]
+    if not candidates:
+        return
+    lengths = Tokenizer("eos").lengths([line for _, line in candidates])
+    long = [f"{name} ({n})" for (name, _), n in zip(candidates, lengths, strict=True) if n > limit]
+    more = "" if limit == 225 else ", which `max_token_length` may raise"
+    findings.warn(
+        ("caption has", "captions have"), long, f" more than {limit} tokens{more}; the rest is not read"
+    )

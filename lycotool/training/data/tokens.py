@@ -8,6 +8,7 @@ encoding or of HTML entities, of open_clip's. In text for a second encoder ``!``
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -45,6 +46,12 @@ class Tokenizer:
     def words(self, caption: str) -> list[int]:
         """The ids of a caption, without BOS, EOS and padding, however many there are."""
         return list(self._backend.encode(caption, add_special_tokens=False).ids)
+
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """How many tokens each caption has."""
+        return [
+            len(encoding) for encoding in self._backend.encode_batch_fast(captions, add_special_tokens=False)
+        ]
 
     def ids(self, caption: str, max_length: int = WINDOW) -> torch.Tensor:
         """Windows of 77 ids.

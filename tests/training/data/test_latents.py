@@ -12,7 +12,7 @@ from lycotool.errors import BadInputError, UsageError
 from lycotool.training.data.batches import plan_epoch
 from lycotool.training.data.dataset import Batch, Sample
 from lycotool.training.data.images import fitted, load_image, to_pixels
-from lycotool.training.data.latents import CROP, POSTERIOR, cache_latents, views_of
+from lycotool.training.data.latents import CROP, POSTERIOR, cache_latents, images_to_cache
 from lycotool.training.data.options import DataOptions
 from lycotool.training.data.reading import read_dataset
 from lycotool.training.randomness import torch_generator, uniforms
@@ -230,8 +230,9 @@ def test_progress_counts_images(folder, tmp_path):
     dataset = read(folder)
     done = []
     cache_latents(dataset, encode, key="vae", advance=done.append)
-    assert sum(done) == len(views_of(dataset)) == 3
+    assert sum(done) == len(images_to_cache(dataset)) == 3
     filled(folder, tmp_path / "c")
+    dataset = read(folder, flip_aug=True)  # the mirrored ones are missing; images count, not their views
     done.clear()
     cache_latents(dataset, encode, key="vae", where="disk", folder=tmp_path / "c", advance=done.append)
     assert sum(done) == 3
@@ -279,7 +280,7 @@ def test_subsets_may_differ(folder):
         examples=(dataset.examples[0], replace(dataset.examples[1], subset=1)),
     )
     cache = cache_latents(mixed, encode, key="vae")
-    assert views_of(mixed) == [(0, False)]
+    assert images_to_cache(mixed) == [0]
     batch = Batch(0, (64, 64), 0, (Sample(0, 0), Sample(1, 0)))
     assert cache.sample(batch, seed=0, step=0)[0].shape == (2, 3, 8, 8)
     assert cache.encoded == 2

@@ -105,6 +105,7 @@ def test_missing_images(folder):
         ("m.jsonl", '{"text": "x"}', "line 1 names no image: expected `file_name` or `image_path`"),
         ("m.jsonl", "[1]", "line 1 names no image"),
         ("m.jsonl", '{"file_name": "a.png", "text": 3}', "`text` is no text"),
+        ("m.jsonl", r'{"file_name": "a.png", "text": "\ud83d"}', "`text` has half of a surrogate pair"),
         ("m.jsonl", '{"file_name": "a.png", "text": "x"}\n' * 2, "names an image twice"),
         ("m.json", "[]", "is no dataset file: expected an object"),
         ("m.json", '{"a.png": 3}', "is no metadata: expected an object per image"),

@@ -72,6 +72,22 @@ def test_large_crops_are_named(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("limit", "named"), [(75, ["a", "b", "c"]), (150, ["b", "c"]), (225, ["c"])])
+def test_captions_that_are_cut_are_named(tmp_path, limit, named):
+    long = {
+        "a.png": "cat " * 76,
+        "b.png": "cat " * 151,
+        "c.png": "dog\n" + "cat " * 226,
+        "d.png": "cat " * 75,
+    }
+    pictures(tmp_path, long)
+    (warning,) = read(tmp_path, max_token_length=limit, enable_wildcard=True).warnings
+    numbers = {"a": 76, "b": 151, "c": 226}
+    assert warning.split(": ")[1] == ", ".join(f"{name}.png ({numbers[name]})" for name in named)
+    assert f"more than {limit} tokens" in warning
+    assert ("`max_token_length` may raise" in warning) is (limit < 225)
+
+
 # --- regularisation ------------------------------------------------------------------------------
 
 
