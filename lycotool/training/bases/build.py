@@ -108,10 +108,15 @@ def fill(
 ) -> None:
     """Give an empty model its memory and its weights, rounded once to ``dtype``.
 
+    On the meta device there are none.
+
     The sources must have been checked against the store.
     """
     # Not the class's own `to`, which talks about modules to be kept in float32.
     torch.nn.Module.to(model, dtype=dtype)
+    model.requires_grad_(False).eval()
+    if device.type == "meta":
+        return
     model.to_empty(device=device)
     wanted: dict[str, list[tuple[torch.Tensor, Param]]] = {}
     for name, parameter in model.named_parameters():
@@ -129,7 +134,6 @@ def fill(
             for place, source in wanted[key]:
                 place.copy_(source.view(moved).reshape(place.shape))
     _fill_buffers(model)
-    model.requires_grad_(False).eval()
 
 
 def _fill_buffers(model: torch.nn.Module) -> None:

@@ -163,8 +163,8 @@ def detect_prediction(
         raise UsageError(
             "SD 2.x models predict noise or velocity, and nothing in this file tells which",
             path=path,
-            hint="give the prediction type: 'v_prediction' for the 768 models (2.0, 2.1), "
-            "'epsilon' for the 512 ones (2-base, 2.1-base)",
+            hint="use `--prediction v_prediction` for the 768 models (2.0, 2.1), "
+            "`--prediction epsilon` for the 512 ones (2-base, 2.1-base)",
         )
     return Predicts("epsilon", f"the custom of {_NAMES[family]}, nothing says otherwise", zero)
 
@@ -174,9 +174,31 @@ def _known(value: object, place: str, path: str) -> Prediction:
         raise UsageError(
             f"its {place} has the prediction type {value!r}, which `train` does not know",
             path=path,
-            hint="give the prediction type if it is another: 'epsilon' or 'v_prediction'",
+            hint="if that is wrong, use `--prediction epsilon` or `--prediction v_prediction`",
         )
     return _SPELLINGS[value]
+
+
+#: Settings of a UNet's config that make it another kind of model, and what kind.
+_OTHER_KINDS: Mapping[str, str] = {
+    "class_embed_type": "it reads class embeddings, as unCLIP models do",
+    "num_class_embeds": "it reads class numbers, as upscalers do",
+    "encoder_hid_dim": "it projects its text, as Kandinsky and DeepFloyd do",
+    "time_cond_proj_dim": "it reads the guidance scale, as distilled LCM models do",
+}
+
+
+def check_unet_config(config: Mapping[str, object], *, path: str) -> None:
+    """Refuse a diffusers folder whose UNet reads what this family's do not.
+
+    Raises
+    ------
+    IncompatibleError
+        With what it reads.
+    """
+    for key, why in _OTHER_KINDS.items():
+        if config.get(key) is not None:
+            raise IncompatibleError(f"this UNet cannot be trained: {why}", path=path, key=key, hint=_KNOWN)
 
 
 def check_scheduler(config: Mapping[str, object], *, path: str) -> None:

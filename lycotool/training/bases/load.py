@@ -65,6 +65,9 @@ def load_base(
         ``epsilon`` or ``v_prediction``; detected where the files tell it.
     unet_dtype, vae_dtype, te_dtype
         What the weights are rounded to; float32 if None. SDXL's own VAE gives NaN in float16.
+    device
+        Where the models go. ``meta`` reads no weights: the models have their structure only,
+        which is enough to find targets and to count parameters.
     vae
         A VAE to use in place of the base's: a file in LDM's or diffusers' names, or a folder.
     allow_pickle
@@ -143,7 +146,9 @@ def _config_of(folder: str, component: str, name: str = "config.json") -> Config
 
 def _folder_unet(family: FamilyName, store: TensorStore) -> tuple[_Part, Config]:
     config = configs.published(family)["unet"] | _config_of(store.path, "unet")
-    model = build.empty_unet(config, path=f"{store.path}/unet/config.json")
+    place = f"{store.path}/unet/config.json"
+    detect.check_unet_config(config, path=place)
+    model = build.empty_unet(config, path=place)
     names = build.parameter_shapes(model)
     return _Part(model, Component("UNet", "unet.", sources.as_stored(names, "unet.")), store), config
 
@@ -261,11 +266,13 @@ def _vae(family: FamilyName, store: TensorStore, *, is_base: bool) -> tuple[_Par
 
 def _vae_config(family: FamilyName, store: TensorStore, own: Shapes, prefix: str) -> Config:
     """The config beside the weights, where there is one, else what the shapes tell."""
-    file = store.files[0].parent / "config.json"
-    if prefix == "vae." or (not prefix and file.is_file()):
-        place = Path(store.path) / "vae" / "config.json" if prefix == "vae." else file
-        if not place.is_file():
-            raise BadInputError("this diffusers folder lacks the file", path=place)
-        config: Config = configs.published(family)["vae"] | dict(read_json(place))
-        return config
+    default: Config = configs.published(family)["vae"]
+    if prefix == "vae.":
+        return default | _config_of(store.path, "vae")
+    beside = store.files[0].parent / "config.json"
+    if not prefix and beside.is_file():
+        found = read_json(beside)
+        # A folder of many models may have a config of another one.
+        if found.get("_class_name") == "AutoencoderKL":
+            return default | found
     return configs.vae_config(family, own)

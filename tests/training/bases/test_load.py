@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from training.bases.conftest import Bases
 
 from lycotool.errors import BadInputError, IncompatibleError, UnsafeError, UsageError
+from lycotool.io.store import TensorStore
 from lycotool.training.bases import BaseModel, load_base
 
 Edit = Callable[[dict[str, torch.Tensor]], None]
@@ -80,6 +81,21 @@ def test_half_precision_files(
     dtypes = [{parameter.dtype for parameter in model.parameters()} for model in _models(base)]
     assert dtypes[:2] == [{torch.bfloat16}, {torch.float32}]
     assert all(found == {torch.float16} for found in dtypes[2:])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_structure_alone(on_disk: Bases, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device no weight is read, and what does not fit is found all the same."""
+    disk = on_disk.get("sdxl")
+    monkeypatch.setattr(TensorStore, "tensor", None)
+    base = load_base(str(getattr(disk, kind)), device="meta", unet_dtype=torch.bfloat16)
+    for got, expected in zip(_models(base), _models(disk.made), strict=True):
+        own, theirs = (dict(model.named_parameters()) for model in (got, expected))
+        assert {name: value.shape for name, value in own.items()} == {
+            name: value.shape for name, value in theirs.items()
+        }
+        assert all(value.is_meta and not value.requires_grad for value in own.values())
+    assert {value.dtype for value in base.unet.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("family", bases.FAMILIES)
@@ -269,6 +285,9 @@ def test_a_folder_with_a_config_of_another_class(on_disk: Bases, tmp_path: Path)
     path.write_text(json.dumps(config | {"new_kind_of_attention": 3}))
     with pytest.raises(BadInputError, match="new_kind_of_attention"):
         load_base(str(folder))
+    path.write_text(json.dumps(config | {"class_embed_type": "projection"}))
+    with pytest.raises(IncompatibleError, match="unCLIP"):
+        load_base(str(folder))
     path.write_text(json.dumps(config | {"down_block_types": ["Nonsense"] * 2}))
     with pytest.raises(BadInputError, match="can be built from its config"):
         load_base(str(folder))
@@ -338,6 +357,8 @@ def test_a_vae_given_apart(on_disk: Bases, tmp_path: Path) -> None:
     plain = tmp_path / "diffusers.safetensors"
     save_file(other.vae.state_dict(), plain)
     folder = bases.write_folder(other, tmp_path / "folder")
+    # Not the VAE's: its folder may be that of many models.
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel", "block_out_channels": [1]}')
     # A base without a VAE of its own will do.
     headless = _edited(disk.file, tmp_path / "x.safetensors", _without(prefix))
     for source in (bare, prefixed, plain, folder, folder / "vae"):
