@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lycotool.errors import BadInputError, UsageError
+from lycotool.errors import BadInputError, NumericError, UsageError
 from lycotool.lazy import torch
 from lycotool.training.data.buckets import size_ids
 from lycotool.training.data.cache_folder import CacheFolder, key_of
@@ -149,6 +149,8 @@ class LatentCache:
         ------
         BadInputError
             Naming every image that cannot be decoded.
+        NumericError
+            If the VAE gives NaN for an image.
         """
         missing: dict[int, list[View]] = {}
         for index in images:
@@ -166,7 +168,7 @@ class LatentCache:
                 findings.broken(image)
                 continue
             for view in missing[index]:
-                posterior = self._encoded(to_pixels(image, flipped=view[1]))
+                posterior = self._encoded(index, to_pixels(image, flipped=view[1]))
                 if hold:
                     self._held[view] = posterior
                 self._store(view, posterior)
@@ -186,7 +188,7 @@ class LatentCache:
 
     def _of(self, sample: Sample, crop: Size) -> Posterior:
         if self.dataset.options_of(sample.example).random_crop:
-            return self._encoded(self._pixels(sample.example, crop, flipped=sample.flipped))
+            return self._encoded(sample.example, self._pixels(sample.example, crop, flipped=sample.flipped))
         return self._posterior((sample.example, sample.flipped))
 
     def _posterior(self, view: View) -> Posterior:
@@ -195,13 +197,19 @@ class LatentCache:
         if found is None:
             index, flipped = view
             centre = self.dataset.examples[index].placement.centre
-            found = self._encoded(self._pixels(index, centre, flipped=flipped))
+            found = self._encoded(index, self._pixels(index, centre, flipped=flipped))
             self._store(view, found)
         return found
 
-    def _encoded(self, pixels: torch.Tensor) -> Posterior:
+    def _encoded(self, index: int, pixels: torch.Tensor) -> Posterior:
         with torch.no_grad():
             mean, std = self._encode(pixels[None])
+        if not bool((mean.isfinite() & std.isfinite()).all()):
+            raise NumericError(
+                "the VAE gives NaN or infinity for this image",
+                path=self.dataset.examples[index].path,
+                hint="SDXL's own VAE does in float16: use bf16 or float32 for it, or a VAE made for float16",
+            )
         self.encoded += 1
         return Posterior(mean[0].float().to(self._device), std[0].float().to(self._device))
 
@@ -307,6 +315,8 @@ def cache_latents(
         If ``disk`` has no folder, or a folder has no use.
     BadInputError
         Naming every image that cannot be decoded.
+    NumericError
+        If the VAE gives NaN for an image.
     """
     if (folder is not None) != (where == "disk"):
         raise UsageError(

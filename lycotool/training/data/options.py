@@ -260,11 +260,40 @@ class DataOptions:
             if value is not None and not accepts(value):
                 raise UsageError(f"`{name}` is {_shown(value)}, expected {demand}")
         _check_buckets(self)
+        if self.cache_dir is not None and "disk" not in (self.cache_latents, self.cache_text):
+            raise UsageError(
+                "`cache_dir` has no effect: nothing is cached on disk",
+                hint="set `cache_latents` or `cache_text` to disk",
+            )
         if self.cache_latents == "disk" and self.random_crop:
             raise UsageError(
                 "`random_crop` leaves nothing to cache on disk",
                 hint="leave out `random_crop` or `cache_latents`",
             )
+
+    def idle(self) -> list[str]:
+        """Options that are set and change nothing beside the others; one sentence each.
+
+        sd-scripts' files are full of such options, so they are no errors.
+        """
+        moves = self.shuffle_caption or self.token_warmup_step > 0 or self.caption_tag_dropout_rate > 0
+        conditions = {
+            "keep_tokens": (moves, "no tag is moved or left out"),
+            "token_warmup_min": (self.token_warmup_step > 0, "`token_warmup_step` is 0"),
+            "validation_seed": (self.validation_split > 0, "`validation_split` is 0"),
+            "bucket_no_upscale": (self.enable_bucket, "there are no buckets"),
+            "bucket_reso_steps": (self.enable_bucket, "there are no buckets"),
+        }
+        for name in ("min_bucket_reso", "max_bucket_reso"):
+            makes = self.enable_bucket and not self.bucket_no_upscale
+            reason = "buckets follow the images" if self.enable_bucket else "there are no buckets"
+            conditions[name] = (makes, reason)
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        return [
+            f"`{name}` has no effect: {reason}"
+            for name, (used, reason) in conditions.items()
+            if not used and getattr(self, name) != defaults[name]
+        ]
 
     def for_family(self, family: str, prediction: str = "epsilon") -> DataOptions:
         """These options with a family's own resolution where none was chosen."""

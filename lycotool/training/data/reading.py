@@ -69,6 +69,10 @@ def read_dataset(source: str, options: DataOptions) -> Dataset:
             path=source,
             hint="images are .png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff, .avif, .jxl",
         )
+    idle = [sentence for one in sources for sentence in one.options.idle()]
+    if options.prior_loss_weight != 1 and not any(one.options.is_reg for one in sources):
+        idle.append("`prior_loss_weight` has no effect: there are no regularisation images")
+    findings.warnings.extend(dict.fromkeys(idle))
     subsets = tuple(Subset(one.place, one.options, one.group) for one in sources)
     training, held_out = _split(sources, sets)
     if not any(part for one, part in zip(sources, training, strict=True) if not one.options.is_reg):

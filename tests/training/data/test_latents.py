@@ -8,7 +8,7 @@ import pytest
 import torch
 from makers.pictures import picture, pictures
 
-from lycotool.errors import BadInputError, UsageError
+from lycotool.errors import BadInputError, NumericError, UsageError
 from lycotool.training.data.batches import plan_epoch
 from lycotool.training.data.dataset import Batch, Sample
 from lycotool.training.data.images import fitted, load_image, to_pixels
@@ -253,6 +253,20 @@ def test_broken_images_are_named_together(tmp_path):
     assert [
         str(folder / f"{i}.png") in line for i, line in zip((1, 3), error.value.details, strict=True)
     ] == [True] * 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["mean", "std"])
+def test_values_of_the_vae_that_are_no_numbers(folder, value, part):
+    def broken(pixels):
+        mean, std = encode(pixels)
+        (mean if part == "mean" else std)[0, 0, 0, 0] = value
+        return mean, std
+
+    with pytest.raises(NumericError, match="the VAE gives NaN or infinity for this image") as error:
+        cache_latents(read(folder), broken, key="vae")
+    assert error.value.path == str(folder / "0.png")
+    assert "float16" in str(error.value.hint)
 
 
 def test_an_image_that_changed_its_size(folder):

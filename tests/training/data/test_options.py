@@ -71,6 +71,7 @@ def test_values_out_of_range(name, value, expected):
             {"resolution": (500, 512), "enable_bucket": False},
             "without buckets its sides must be multiples of 8",
         ),
+        ({"cache_dir": "x"}, "`cache_dir` has no effect: nothing is cached on disk"),
         ({"cache_latents": "disk", "random_crop": True}, "`random_crop` leaves nothing to cache on disk"),
     ],
 )
@@ -106,3 +107,32 @@ def test_resolutions_as_text(text, size):
 def test_texts_that_are_no_resolution(text):
     with pytest.raises(UsageError, match="expected a number of pixels, or width and height"):
         parse_resolution(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "cure"),
+    [
+        ({"keep_tokens": 2}, "keep_tokens", {"shuffle_caption": True}),
+        ({"keep_tokens": 2}, "keep_tokens", {"caption_tag_dropout_rate": 0.1}),
+        ({"keep_tokens": 2}, "keep_tokens", {"token_warmup_step": 10}),
+        ({"token_warmup_min": 2}, "token_warmup_min", {"token_warmup_step": 10}),
+        ({"validation_seed": 2}, "validation_seed", {"validation_split": 0.1}),
+        ({"enable_bucket": False, "bucket_no_upscale": True}, "bucket_no_upscale", {"enable_bucket": True}),
+        ({"enable_bucket": False, "bucket_reso_steps": 32}, "bucket_reso_steps", {"enable_bucket": True}),
+        ({"enable_bucket": False, "min_bucket_reso": 128}, "min_bucket_reso", {"enable_bucket": True}),
+        (
+            {"bucket_no_upscale": True, "max_bucket_reso": 900},
+            "max_bucket_reso",
+            {"bucket_no_upscale": False},
+        ),
+    ],
+)
+def test_options_without_effect_are_named(changes, name, cure):
+    (sentence,) = DataOptions(**changes).idle()
+    assert sentence.startswith(f"`{name}` has no effect: ")
+    assert DataOptions(**(changes | cure)).idle() == []
+
+
+def test_defaults_are_never_idle():
+    assert DataOptions().idle() == []
+    assert DataOptions(cache_dir="x", cache_text="disk").cache_dir == "x"

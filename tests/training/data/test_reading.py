@@ -88,6 +88,15 @@ def test_captions_that_are_cut_are_named(tmp_path, limit, named):
     assert ("`max_token_length` may raise" in warning) is (limit < 225)
 
 
+def test_options_without_effect_are_named(tmp_path):
+    pictures(tmp_path / "1_a", {"a.png": "a"})
+    pictures(tmp_path / "2_b", {"b.png": "b"})
+    assert read(tmp_path, keep_tokens=2, prior_loss_weight=0.5).warnings == (
+        "`keep_tokens` has no effect: no tag is moved or left out",
+        "`prior_loss_weight` has no effect: there are no regularisation images",
+    )
+
+
 # --- regularisation ------------------------------------------------------------------------------
 
 
