@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lycotool.devices import own_stream, resolve_device
 from lycotool.errors import IncompatibleError, NumericError
@@ -25,7 +25,7 @@ from lycotool.models.architecture import guess_checkpoint
 from lycotool.models.layers import Param
 from lycotool.ops._batches import Batches, in_background
 from lycotool.ops._common import Progress, listed, provenance, saved_dtype
-from lycotool.ops._forms import DEFAULT_RANK, Difference, Forms, Stored, square
+from lycotool.ops._forms import DEFAULT_RANK, Difference, Forms, Stored, save, square
 from lycotool.ops._pairs import Pair, pair_layers
 
 if TYPE_CHECKING:
@@ -39,9 +39,12 @@ if TYPE_CHECKING:
 #: as fast as most disks; a GPU is fed from the page cache by four, while it works on a batch.
 _READ_AHEAD = {"cpu": (128 * 2**20, 1), "cuda": (512 * 2**20, 4)}
 
+#: Bytes of an element that is computed with, float64 apart.
+_COMPUTED_BYTES = 4
+
 #: Bytes of differences held back to be decomposed together, on a CPU; enough to share the
 #: overhead of small layers. A GPU holds back 1 GiB, and at most this share of its memory: what
-#: is held back and two batches at work take about eleven times as much.
+#: is held back and two batches at work take about thirteen times as much.
 _BATCH_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 _BATCH_SHARE = 1 / 32
 
@@ -92,12 +95,26 @@ class _Raw:
 
 @dataclass(slots=True)
 class _Result:
-    """What became of one pair, until all are done and can be reported in order."""
+    """What became of one pair, until all are done and can be reported in order.
+
+    ``dropped`` is the squared norm of a difference that ``--min-diff`` leaves out.
+    """
 
     largest: float = 0.0
+    dropped: float = 0.0
     weight: Stored | None = None
     bias: Tensor | None = None
     saved_bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """One pair's weights as matrices on the device, as stored, until their batch's turn."""
+
+    pair: Pair
+    base: Tensor
+    tuned: Tensor
+    result: _Result
 
 
 class Extractor:
@@ -224,11 +241,15 @@ class Extractor:
         delta = tuned - base
         largest = max(map(abs, extremes(delta))) if delta.numel() else 0.0
         if not math.isfinite(largest):
-            for store, param in zip((self._base, self._tuned), params, strict=True):
-                if not is_finite(store.tensor(param.key)):
-                    raise NumericError("has NaN or infinite values", path=store.path, key=param.key)
-            raise NumericError("the difference overflows", path=self._tuned.path, key=params[1].key)
+            self._refuse_not_finite(params)
         return delta, largest
+
+    def _refuse_not_finite(self, params: tuple[Param, Param]) -> NoReturn:
+        """Say which of two parameters is not finite."""
+        for store, param in zip((self._base, self._tuned), params, strict=True):
+            if not is_finite(store.tensor(param.key)):
+                raise NumericError("has NaN or infinite values", path=store.path, key=param.key)
+        raise NumericError("the difference overflows", path=self._tuned.path, key=params[1].key)
 
     # --- computing -----------------------------------------------------------------------
 
@@ -239,28 +260,49 @@ class Extractor:
             limit = min(limit, int(memory * _BATCH_SHARE))
         return limit
 
-    def _compute(
-        self, pair: Pair, raw: _Raw, result: _Result, batches: Batches[tuple[Difference, _Result]]
-    ) -> None:
+    def _compute(self, pair: Pair, raw: _Raw, result: _Result, batches: Batches[_Waiting]) -> None:
         """Store one pair's weight, or hold it back for its batch; subtract its bias."""
-        layer, result.largest = self._difference(pair, raw)
-        if result.largest > self._options.min_diff:
-            kind = self._forms.kind(layer)
-            if kind is None:
+        dtype = saved_dtype(self._options.dtype, self._tuned.info(pair.tuned.weight.key).dtype)
+        kind = self._forms.kind(pair, dtype)
+        if kind is None:
+            layer, result.largest = self._difference(pair, raw)
+            if result.largest > self._options.min_diff:
                 result.weight = self._forms.store(layer)
-            else:
-                batches.add(kind, (layer, result), layer.delta.nbytes)
-        elif result.largest:
-            self.energy.add(pair.component, square(layer.delta), square(layer.delta))
+            elif result.largest:
+                result.dropped = square(layer.delta)
+        else:
+            base, tuned = (
+                param.view(stored.to(self._device, non_blocking=True)).flatten(1)
+                for stored, param in ((raw.base, pair.base.weight), (raw.tuned, pair.tuned.weight))
+            )
+            waiting = _Waiting(pair, base, tuned, result)
+            batches.add((kind, base.dtype, tuned.dtype), waiting, base.numel() * _COMPUTED_BYTES)
         result.bias = self._bias(pair, raw)
         if result.bias is not None:
-            result.saved_bias = layer.save(result.bias)
+            result.saved_bias = save(result.bias, dtype, pair)
 
-    def _store_alike(self, group: list[tuple[Difference, _Result]]) -> None:
+    def _store_alike(self, group: list[_Waiting]) -> None:
+        """Subtract and store the pairs of one batch."""
         with own_stream(self._device):
-            stored = self._forms.store_alike([layer for layer, _ in group])
-        for (_, result), one in zip(group, stored, strict=True):
-            result.weight = one
+            deltas = _stacked([one.tuned for one in group]) - _stacked([one.base for one in group])
+            low, high = deltas.flatten(1).aminmax(dim=1)
+            changed: list[int] = []
+            for index, largest in enumerate(torch.maximum(low.abs(), high.abs()).tolist()):
+                pair, result = group[index].pair, group[index].result
+                if not math.isfinite(largest):
+                    self._refuse_not_finite((pair.base.weight, pair.tuned.weight))
+                result.largest = largest
+                if largest > self._options.min_diff:
+                    changed.append(index)
+                elif largest:
+                    result.dropped = square(deltas[index])
+            if not changed:
+                return
+            pairs = [group[index].pair for index in changed]
+            dtype = saved_dtype(self._options.dtype, self._tuned.info(pairs[0].tuned.weight.key).dtype)
+            kept = deltas if len(changed) == len(group) else deltas[changed]
+            for index, stored in zip(changed, self._forms.store_alike(pairs, kept, dtype), strict=True):
+                group[index].result.weight = stored
 
     def _difference(self, pair: Pair, raw: _Raw) -> tuple[Difference, float]:
         """One pair's difference, and its largest absolute value."""
@@ -274,8 +316,7 @@ class Extractor:
 
     def _compute_form(self, stored: Tensor, param: Param) -> Tensor:
         """A parameter in float32 (float64 if stored so) on the device."""
-        dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
-        return param.view(stored.to(self._device, non_blocking=True).to(dtype))
+        return param.view(_computed(stored.to(self._device, non_blocking=True)))
 
     def _bias(self, pair: Pair, raw: _Raw) -> Tensor | None:
         """The bias's difference, or None where there is none."""
@@ -344,6 +385,8 @@ class Extractor:
             captured = math.sqrt(max(0.0, 1 - stored.left / stored.total))
             self._list(pair, stored.type, stored.rank, math.sqrt(stored.total), captured)
             slots = dict(stored.slots)
+        elif result.dropped:
+            self.energy.add(pair.component, result.dropped, result.dropped)
         if result.bias is not None and result.saved_bias is not None:
             left = result.bias - result.saved_bias.to(result.bias)
             self.energy.add(pair.component, square(result.bias), square(left))
@@ -356,3 +399,13 @@ class Extractor:
 
     def _list(self, pair: Pair, kind: str, rank: int | None, norm: float, captured: float) -> None:
         self.modules.append(ModuleExtract(pair.name, pair.base.path, kind, rank, norm, captured))
+
+
+def _computed(stored: Tensor) -> Tensor:
+    """In float32; float64 if stored so."""
+    return stored if stored.dtype == torch.float64 else stored.to(torch.float32)
+
+
+def _stacked(matrices: Sequence[Tensor]) -> Tensor:
+    """Matrices of equal shapes and dtypes to compute with, ``(batch, m, n)``."""
+    return _computed(torch.stack(list(matrices)))

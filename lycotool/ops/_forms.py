@@ -65,11 +65,16 @@ class Difference:
 
     def save(self, tensor: Tensor) -> Tensor:
         """Round to the saved dtype, refusing overflow."""
-        return cast_checked(tensor, self.dtype, path=self.pair.tuned.path, key=self.pair.name).cpu()
+        return save(tensor, self.dtype, self.pair)
 
     def stored(self, slots: dict[str, Tensor], kind: str, rank: int | None, left: Tensor) -> Stored:
         """What :class:`Forms` returns, from what the slots leave of the difference."""
         return Stored(slots, kind, rank, square(self.delta), square(left))
+
+
+def save(tensor: Tensor, dtype: str, pair: Pair) -> Tensor:
+    """A tensor of one layer's module rounded to its saved dtype, on the CPU; refuses overflow."""
+    return cast_checked(tensor, dtype, path=pair.tuned.path, key=pair.name).cpu()
 
 
 def square(tensor: Tensor) -> float:
@@ -98,21 +103,27 @@ class Forms:
         """Whether the form depends on the base weight beside the difference."""
         return self.options.algo in ("dora", "ia3")
 
-    def kind(self, layer: Difference) -> Hashable | None:
-        """Equal for layers that :meth:`store_alike` may store together; None for one that stands alone."""
+    def kind(self, pair: Pair, dtype: str) -> Hashable | None:
+        """Equal for layers that :meth:`store_alike` may store together; None for one that stands alone.
+
+        ``dtype`` is the one to save in.
+        """
         options = self.options
-        is_plain = options.algo == "lora" and options.mode == "fixed" and layer.pair.is_matrix
+        is_plain = options.algo == "lora" and options.mode == "fixed" and pair.is_matrix
         if not is_plain or options.sparse_bias:
             return None
-        if options.use_conv_cp and layer.pair.is_convolution:
+        if options.use_conv_cp and pair.is_convolution:
             return None
-        return layer.delta.flatten(1).shape, layer.delta.dtype, layer.dtype, self.cap(layer.pair)
+        rows, *columns = pair.base.weight.shape
+        return rows, math.prod(columns), dtype, self.cap(pair)
 
-    def store_alike(self, layers: Sequence[Difference]) -> list[Stored]:
-        """:meth:`_lora` of layers of one :meth:`kind`, in a few large calls."""
-        deltas = torch.stack([layer.delta.flatten(1) for layer in layers])
-        found = leading(deltas, self.cap(layers[0].pair), seed=self.options.seed)
-        names, path, dtype = [layer.pair.name for layer in layers], layers[0].pair.tuned.path, layers[0].dtype
+    def store_alike(self, pairs: Sequence[Pair], deltas: Tensor, dtype: str) -> list[Stored]:
+        """:meth:`_lora` of layers of one :meth:`kind`, in a few large calls.
+
+        ``deltas`` is ``(layers, out, in·kernel)``.
+        """
+        found = leading(deltas, self.cap(pairs[0]), seed=self.options.seed)
+        names, path = [pair.name for pair in pairs], pairs[0].tuned.path
         ups, downs = (
             cast_batch_checked(side, dtype, path=path, keys=names)
             for side in self._clamped(found.up, found.down)
@@ -123,10 +134,10 @@ class Forms:
             for x in (deltas, left)
         )
         return [
-            Stored(_lora_slots(LowRank(up, down), layer.delta.shape[2:]), "lora", up.shape[1], total, rest)
-            for layer, up, down, total, rest in zip(
-                layers, ups.cpu(), downs.cpu(), totals, rests, strict=True
+            Stored(
+                _lora_slots(LowRank(up, down), pair.base.weight.shape[2:]), "lora", up.shape[1], total, rest
             )
+            for pair, up, down, total, rest in zip(pairs, ups.cpu(), downs.cpu(), totals, rests, strict=True)
         ]
 
     def store(self, layer: Difference) -> Stored:
