@@ -139,9 +139,11 @@ class AdapterLayer(nn.Module):
             None if arguments.dora is None else dora.DORA_SCALE.name,
             arguments.dora,
         )
-        #: What a file must store for the trained scale to be read.
-        self.alpha = start.alpha
-        self.dims = algorithm.dims(start.layout, sizes, start.alpha, DEFAULT_READING)
+        #: What a file must store for the trained scale to be read: rounded before it is used.
+        self.alpha = (
+            None if start.alpha is None else torch.tensor(start.alpha, dtype=dtype, device="cpu").item()
+        )
+        self.dims = algorithm.dims(start.layout, sizes, self.alpha, DEFAULT_READING)
         self._squares: Tensor | None = None
         if arguments.dora is not None:
             self._squares = dora.squared_norms(weight.to(dtype), arguments.dora)
@@ -237,7 +239,7 @@ class AdapterLayer(nn.Module):
             if multiplied is not None:
                 bias = cast("Tensor | None", self.original.bias)
                 return multiplied if bias is None else multiplied + self.layer.channels(bias, multiplied)
-        change = self._change(structured, module, x)
+        change = self.change(x, module)
         return cast("Tensor", self._original_forward(x)) + (self._drop(change) if is_dropped else change)
 
     def _base(self, x: Tensor) -> Tensor:
@@ -258,8 +260,10 @@ class AdapterLayer(nn.Module):
             module[slot], axis, low, self.layer, x, self._base, weight=weight, squares=self._squares
         )
 
-    def _change(self, structured: Structured | None, module: Bound, x: Tensor) -> Tensor:
+    def change(self, x: Tensor, module: Bound | None = None) -> Tensor:
         """``op(x, ΔW)``, and the change of the bias."""
+        module = self.module() if module is None else module
+        structured = self.structured
         if structured is None:
             bias = bias_change(self.detected, module, strength=1.0)
             return self.layer.apply(x, self.weight_change(module), bias)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from lycotool.training.masks import ELEMENTS, MaskSpec, draw_masks
 from lycotool.training.network_options import NetworkOptions, trainable
 from lycotool.training.norms import ShrunkNorms, shrink
 from lycotool.training.randomness import seed_of, torch_generator
+from lycotool.training.targets import TableRow, Target, module_table
 from lycotool.training.weights import Loaded, adopt, continued
 
 if TYPE_CHECKING:
@@ -26,26 +26,6 @@ if TYPE_CHECKING:
 
 #: Purpose of the initial values' draws; the layer's name follows.
 _INIT = "network init"
-
-
-class TargetLike(Protocol):
-    """A layer to train; :class:`lycotool.training.targets.Target`."""
-
-    @property
-    def component(self) -> str:
-        """``unet``, ``te``, ``te1``, ``te2``."""
-
-    @property
-    def name(self) -> str:
-        """The module's name in the file."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The live layer."""
-
-    @property
-    def overrides(self) -> Mapping[str, object]:
-        """Network arguments of this layer alone, `algo` among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +42,6 @@ class ParameterGroup:
     lr_ratio: float
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TypeRow:
-    """A row of the module type table: a kind of module in a component."""
-
-    component: str
-    type: str
-    modules: int
-    parameters: int
 
 
 class Network(nn.Module):
@@ -97,7 +67,7 @@ class Network(nn.Module):
     @classmethod
     def build(
         cls,
-        targets: Sequence[TargetLike],
+        targets: Sequence[Target],
         options: NetworkOptions,
         *,
         seed: int,
@@ -142,7 +112,8 @@ class Network(nn.Module):
                 f"{len(foreign)} modules of the file are on no trained layer",
                 path=options.network_weights,
                 details=foreign,
-                hint="a wider preset trains more layers",
+                hint="a wider preset trains more layers; `lycotool convert --to lycoris.kohya` gives other "
+                "programs' files the names of these",
             )
         if not layers:
             raise IncompatibleError("no layer is left to train", hint="conv_dim 0 leaves convolutions out")
@@ -198,15 +169,12 @@ class Network(nn.Module):
                 f"LoRA+ does nothing for {', '.join(idle)}: no factor there has a rank as its input"
             )
 
-    def table(self) -> tuple[TypeRow, ...]:
-        """Modules and parameters by component and type."""
-        modules: Counter[tuple[str, str]] = Counter()
-        parameters: Counter[tuple[str, str]] = Counter()
-        for _, component, layer in self.named():
-            key = component, layer.detected.label
-            modules[key] += 1
-            parameters[key] += sum(parameter.numel() for _, parameter in layer.trained())
-        return tuple(TypeRow(*key, modules[key], parameters[key]) for key in modules)
+    def table(self) -> tuple[TableRow, ...]:
+        """The module type table: modules and parameters by component and type."""
+        return module_table(
+            (component, layer.detected.label, sum(parameter.numel() for _, parameter in layer.trained()))
+            for _, component, layer in self.named()
+        )
 
     # --- a step ----------------------------------------------------------------------------
 
@@ -317,7 +285,7 @@ class Network(nn.Module):
 
 
 def _make(
-    target: TargetLike,
+    target: Target,
     layer: TrainableLayer,
     options: NetworkOptions,
     seed: int,

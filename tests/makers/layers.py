@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lycotool.algorithms.training import Training
-from lycotool.training.adapter import AdapterLayer
+from lycotool.training.adapter import AdapterLayer, describe_layer
 from lycotool.training.network import Network
 from lycotool.training.network_options import NetworkOptions, trainable
+from lycotool.training.targets import Target
 
 NAME = "lora_unet_layer"
 
@@ -35,14 +35,16 @@ CONVOLUTIONS = tuple(name for name in LAYERS if name.startswith("conv"))
 NORMS = ("layer norm", "group norm")
 
 
-@dataclass
-class Target:
+def make_target(
+    module: nn.Module,
+    name: str = NAME,
+    component: str = "unet",
+    overrides: Mapping[str, object] | None = None,
+) -> Target:
     """A layer as `Network.build` wants it."""
-
-    module: nn.Module
-    name: str = NAME
-    component: str = "unet"
-    overrides: Mapping[str, object] = field(default_factory=dict)
+    described = describe_layer(module)
+    assert described is not None
+    return Target(component, "layer", name, module, described.kind, overrides or {})
 
 
 def values(name: str, shape: tuple[int, ...], std: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -80,7 +82,7 @@ def build(
 ) -> tuple[Network, AdapterLayer]:
     """An adapter on one layer, with arguments given as users give them."""
     options = NetworkOptions().with_arguments(f"{key}={value}" for key, value in arguments.items())
-    network = Network.build([Target(layer)], options, seed=seed, dtype=dtype)
+    network = Network.build([make_target(layer)], options, seed=seed, dtype=dtype)
     (adapter,) = network.adapters
     return network, adapter
 
