@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from makers.ldm_names import clip_to_openclip, unet_to_ldm, vae_to_ldm
 from torch import nn
 from training.published_bases import published_base
 
 from lycotool.models.families import FAMILIES
-from lycotool.models.families.table import Rule
 from lycotool.models.families.vae import vae_table
 from lycotool.training.bases import build, configs, sources
 from lycotool.training.bases.configs import FamilyName
@@ -91,15 +92,44 @@ def test_text_encoders(family: FamilyName) -> None:
         assert configs.openclip_config(config | {"hidden_size": 1}, native, layers) == config
 
 
-def test_rules_of_other_depths_name_every_block_once() -> None:
-    for family in NAMES:
-        table = configs.unet_table(
-            family,
-            {"block_out_channels": (32, 64), "down_block_types": ["CrossAttn"] * 2, "layers_per_block": 1},
-        )
-        natives = [rule.native for rule in table.rules]
-        assert len(set(natives)) == len(natives)
-        assert Rule("input_blocks.2.0.op", ("down_blocks.0.downsamplers.0.conv",)) in table.rules
+@settings(max_examples=8, deadline=None)
+@given(data=st.data(), family=st.sampled_from(NAMES), levels=st.integers(2, 4), resnets=st.integers(1, 3))
+def test_unets_of_other_depths(data: st.DataObject, family: FamilyName, levels: int, resnets: int) -> None:
+    """Any number of levels and resnets, attention at any level: names and config from the shapes."""
+    widths = data.draw(st.lists(st.sampled_from([32, 64, 96]), min_size=levels, max_size=levels))
+    has = data.draw(st.lists(st.booleans(), min_size=levels, max_size=levels).filter(any))
+    config = configs.published(family)["unet"] | {
+        "block_out_channels": widths,
+        "layers_per_block": resnets,
+        "down_block_types": [f"{'CrossAttn' * one}DownBlock2D" for one in has],
+        "up_block_types": [f"{'CrossAttn' * one}UpBlock2D" for one in reversed(has)],
+        "cross_attention_dim": 24,
+    }
+    if family != "sd1":
+        config["attention_head_dim"] = [max(1, width // 64) for width in widths]
+    if family == "sdxl":
+        config["transformer_layers_per_block"] = [data.draw(st.integers(1, 3)) if one else 1 for one in has]
+    model = build.empty_unet(config, path=family)
+    native = _shapes(unet_to_ldm(_state(model), resnets + 1))
+    places = sources.native(build.parameter_shapes(model), configs.unet_table(family, config), "")
+    assert {place.key: place.shape for place in places.values()} == native
+    assert configs.unet_config(family, native) == config
+
+
+@settings(max_examples=5, deadline=None)
+@given(widths=st.lists(st.sampled_from([32, 64]), min_size=1, max_size=4), resnets=st.integers(1, 3))
+def test_vaes_of_other_depths(widths: list[int], resnets: int) -> None:
+    config = configs.published("sd1")["vae"] | {
+        "block_out_channels": widths,
+        "layers_per_block": resnets,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+    }
+    model = build.empty_vae(config, path="vae")
+    native = _shapes(vae_to_ldm(_state(model)))
+    assert configs.vae_config("sd1", native) == config
+    places = sources.native(build.parameter_shapes(model), vae_table(len(widths)), "")
+    assert {place.key for place in places.values()} == native.keys()
 
 
 # --- transformers before and after 5.6 -------------------------------------------------------
