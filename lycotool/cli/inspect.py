@@ -3,260 +3,479 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from lycotool.cli import _options as opt
 from lycotool.cli._errors import reported
-from lycotool.cli._output import Output, human_bytes
+from lycotool.cli._output import Output
 from lycotool.cli._text import clean
-from lycotool.errors import LycotoolError, UsageError
+from lycotool.errors import CheckError, LycotoolError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from lycotool.ops.inspect import BlockRow, HashRow, InspectReport
+    from lycotool.ops._inspect_edit import EditOptions, EditResult
+    from lycotool.ops.inspect import InspectOptions, InspectReport
 
 EPILOG = """Examples:
 
-lycotool inspect style.safetensors --modules
+lycotool inspect style.safetensors --stats --plot style.png
 
-lycotool inspect loras/ --json | jq -r '.files[] | [.path, .architecture] | @tsv'"""
+lycotool inspect loras/ --sort size --json | jq -r '.files[] | [.path, .architecture] | @tsv'
 
-#: Columns where there is no terminal to ask: no truncation.
-_UNLIMITED = 100_000
+lycotool inspect style.safetensors --compare other.safetensors
+
+lycotool inspect style.safetensors --set modelspec.author=me --strip-training-data"""
+
+_SHOW, _MEASURE, _CHECK = "What to show", "Measuring (reads the tensors)", "Checking"
+_FOLDERS, _EDIT = "Several files", "Editing metadata (writes a file, shows nothing else)"
 
 
 @reported
 def inspect(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files, folders, or `-`.")],
-    modules: Annotated[bool, typer.Option("--modules", help="Show every module.")] = False,
-    metadata: Annotated[bool, typer.Option("--metadata", help="Show all metadata, decoded.")] = False,
-    blocks: Annotated[bool, typer.Option("--blocks", help="Count modules by block of the model.")] = False,
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Files, folders, patterns of them, or `-`.")
+    ],
+    modules: Annotated[
+        bool, typer.Option("--modules", help="Show every module.", rich_help_panel=_SHOW)
+    ] = False,
+    blocks: Annotated[
+        bool,
+        typer.Option(
+            "--blocks",
+            rich_help_panel=_SHOW,
+            help="Count modules by block of the model; with `--stats` their strength too.",
+        ),
+    ] = False,
+    metadata: Annotated[
+        bool, typer.Option("--metadata", help="Show all metadata, decoded.", rich_help_panel=_SHOW)
+    ] = False,
+    tags: Annotated[
+        bool,
+        typer.Option(
+            "--tags",
+            help="Count the tags of the training captions, all data sets together.",
+            rich_help_panel=_SHOW,
+        ),
+    ] = False,
     hashes: Annotated[
-        bool, typer.Option("--hashes", help="SHA-256, AutoV2 and AutoV3; reads the whole file.")
+        bool,
+        typer.Option(
+            "--hashes", help="SHA-256, AutoV2 and AutoV3; reads the whole file.", rich_help_panel=_SHOW
+        ),
+    ] = False,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            "--top",
+            metavar="N",
+            min=0,
+            rich_help_panel=_SHOW,
+            help="Lines of long tables (tags, strongest modules, least alike layers); 0 is all.",
+            show_default="20",
+        ),
+    ] = None,
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats",
+            rich_help_panel=_MEASURE,
+            help="Strength of each module's change ΔW, its ranks by several measures, dead and non-finite modules.",
+        ),
+    ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="ADAPTER",
+            rich_help_panel=_MEASURE,
+            help="Put another adapter beside this one: cosine, norm ratio, overlap and interference by layer.",
+        ),
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE.png|FILE.svg|-",
+            rich_help_panel=_MEASURE,
+            help="Draw what `--stats` or `--compare` measures; `-` is bars in the terminal.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            "--base",
+            metavar="CKPT",
+            rich_help_panel=_MEASURE,
+            help="Checkpoint to measure against; DoRA, OFT, BOFT, GLoRA and (IA)³ need it.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="auto|cpu|cuda[:N]",
+            rich_help_panel=_MEASURE,
+            show_default="auto",
+            help="Where to measure, in float64; auto is cuda, then cpu.",
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            rich_help_panel=_CHECK,
+            help="Look for faults and oddities, reading everything; findings end with exit code 10.",
+        ),
+    ] = False,
+    headers_only: Annotated[
+        bool,
+        typer.Option(
+            "--headers-only",
+            rich_help_panel=_CHECK,
+            help="With `--check`: what names, shapes, alphas and metadata tell, without reading tensors.",
+        ),
+    ] = False,
+    fail_on: Annotated[
+        Literal["error", "warning", "info"] | None,
+        typer.Option(
+            "--fail-on",
+            rich_help_panel=_CHECK,
+            show_default="warning",
+            help="The least finding that ends with exit code 10.",
+        ),
+    ] = None,
+    sort: Annotated[
+        Literal["name", "size", "rank", "modules", "algorithm", "arch", "strength", "findings"] | None,
+        typer.Option(
+            "--sort",
+            rich_help_panel=_FOLDERS,
+            show_default="as given",
+            help="Order of several files; strength goes with `--stats`, findings with `--check`.",
+        ),
+    ] = None,
+    reverse: Annotated[
+        bool, typer.Option("--reverse", help="Largest or last first.", rich_help_panel=_FOLDERS)
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set a metadata key.", rich_help_panel=_EDIT),
+    ] = None,
+    unset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--unset",
+            metavar="KEY",
+            help="Take a metadata key out, or all that fit a pattern such as `ss_*`.",
+            rich_help_panel=_EDIT,
+        ),
+    ] = None,
+    strip_training_data: Annotated[
+        bool,
+        typer.Option(
+            "--strip-training-data",
+            rich_help_panel=_EDIT,
+            help="Take out captions, folders, settings and times of training; keep what programs read.",
+        ),
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="PATH",
+            help="Where to write the edited file.",
+            rich_help_panel=_EDIT,
+            show_default="STEM-edited.safetensors",
+        ),
+    ] = None,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="Replace the file itself, whole or not at all.",
+            rich_help_panel=_EDIT,
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("-f", "--force", help="Replace an existing output.", rich_help_panel=_EDIT)
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("-n", "--dry-run", help="Report the edit, write nothing.", rich_help_panel=_EDIT)
     ] = False,
     allow_pickle: opt.PickleOption = False,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
+    alpha_zero: opt.AlphaZeroOption = "zero",
+    dora_strength: opt.DoraStrengthOption = "linear",
+    dylora_block_size: opt.DyloraBlockOption = 1,
+    legacy_loha_cp: opt.LohaCpOption = False,
+    glora_old_scale: opt.GloraScaleOption = "twice",
 ) -> None:
     """Show what a file is: algorithms, ranks, alphas, names, metadata, and what can be done with it.
 
-    Reads headers only, but for `--hashes`. Several files, or a folder, give one line per file.
+    Reads headers only, without `--hashes` and what measures or checks. Several files, or a folder,
+    give one line per file; one that cannot be read is listed and decides the exit code.
     """
-    from lycotool.ops.inspect import expand
-    from lycotool.ops.inspect import inspect as run
+    from lycotool.ops.inspect import InspectOptions, expand
 
     out = Output(json=json_output, quiet=quiet)
     names = expand(files)
     if not names:
         raise UsageError("no safetensors files in there", path=files[0])
+    editing = bool(set_ or unset or strip_training_data)
+    measuring = stats or check or compare is not None or plot is not None
+    _refuse_ignored(
+        editing,
+        [("-o", output), ("--in-place", in_place), ("--dry-run", dry_run)],
+        "goes with `--set`, `--unset` or `--strip-training-data`",
+    )
+    _refuse_ignored(editing or plot is not None, [("--force", force)], "goes with an edit or `--plot`")
+    if editing:
+        shown = [("--modules", modules), ("--blocks", blocks), ("--metadata", metadata), ("--tags", tags),
+                 ("--hashes", hashes), ("--stats", stats), ("--compare", compare), ("--plot", plot),
+                 ("--check", check), ("--allow-pickle", allow_pickle)]  # fmt: skip
+        _refuse_ignored(False, shown, "shows a file, and editing metadata writes one")
+        _edit(names, _edit_options(set_, unset, strip_training_data, output, in_place, force, dry_run), out)
+        return
+    _refuse_ignored(check, [("--headers-only", headers_only), ("--fail-on", fail_on)], "goes with `--check`")
+    _refuse_ignored(
+        measuring and not (headers_only and not (stats or compare or plot)),
+        [("--device", device), ("--base", base)],
+        "goes with what measures: `--stats`, `--compare`, `--plot` or `--check`",
+    )
+    _refuse_ignored(
+        tags or stats or compare is not None, [("--top", top)], "goes with `--tags`, `--stats` or `--compare`"
+    )
+    _refuse_ignored(stats or check, [("--sort strength", sort == "strength")], "goes with `--stats`")
+    _refuse_ignored(check, [("--sort findings", sort == "findings")], "goes with `--check`")
+    if len(names) > 1 and (compare is not None or plot is not None):
+        raise UsageError(f"{'--compare' if compare else '--plot'} takes one FILE, these are {len(names)}")
+    if plot is not None:
+        _check_plot(plot, names[0], force=force)
+    options = InspectOptions(
+        modules=modules,
+        blocks=blocks or plot is not None,
+        hashes=hashes,
+        tags=tags,
+        stats=stats or (plot is not None and compare is None),
+        check="none" if not check else "header" if headers_only else "all",
+        compare=compare,
+        base=base,
+        device=device or "auto",
+        allow_pickle=allow_pickle,
+        reading=opt.reading(alpha_zero, dora_strength, dylora_block_size, legacy_loha_cp, glora_old_scale),
+    )
+    reports, errors = _run(names, options, out)
+    if sort is not None or reverse:
+        from lycotool.cli._inspect_list import ordered
+
+        reports = ordered(reports, sort, reverse=reverse)
+    _show(
+        names, reports, errors, out, options, metadata=metadata, stats=stats, top=20 if top is None else top
+    )
+    if plot is not None:
+        _plot(reports[0], plot, out)
+    _end_with(errors)
+    _fail_on(reports, fail_on or "warning")
+
+
+def _refuse_ignored(is_used: bool, options: Sequence[tuple[str, object]], why: str) -> None:
+    """Refuse options that nothing would heed.
+
+    Raises
+    ------
+    UsageError
+        Naming the first of them that was given.
+    """
+    for name, value in options:
+        if not is_used and value is not None and value is not False:
+            raise UsageError(f"`{name}` {why}")
+
+
+def _run(
+    names: Sequence[str], options: InspectOptions, out: Output
+) -> tuple[list[InspectReport], list[LycotoolError]]:
+    """A report, or an error, for each file; one file's error is raised."""
+    from lycotool.ops.inspect import inspect as run
+
     reports: list[InspectReport] = []
     errors: list[LycotoolError] = []
+    with out.progress() as bar:
+        for name in names:
+            try:
+                reports.append(run(name, options, progress=bar))
+            except LycotoolError as error:
+                if len(names) == 1:
+                    raise
+                errors.append(error)
+    return reports, errors
+
+
+def _show(
+    names: Sequence[str],
+    reports: Sequence[InspectReport],
+    errors: Sequence[LycotoolError],
+    out: Output,
+    options: InspectOptions,
+    *,
+    metadata: bool,
+    stats: bool,
+    top: int,
+) -> None:
+    if out.json:
+        documents = [_document(report, modules=options.modules) for report in reports]
+        out.document({"files": documents, "errors": _faults(errors)})
+    elif len(names) == 1:
+        from lycotool.cli._inspect_tables import show
+
+        show(reports[0], out, metadata=metadata, stats=stats, top=top)
+    else:
+        from lycotool.cli._inspect_list import show_list
+
+        show_list(reports, errors)
+
+
+def _document(report: InspectReport, *, modules: bool) -> dict[str, object]:
+    """One file's JSON; singular values only with its modules."""
+    document = dataclasses.asdict(report)
+    if not modules:
+        document["modules"] = report.module_count
+    if report.stats is not None and not modules:
+        for row in document["stats"]["modules"]:
+            del row["values"]
+    return document
+
+
+def _fail_on(reports: Sequence[InspectReport], least: Literal["error", "warning", "info"]) -> None:
+    """End with exit code 10 where a check found something of that weight.
+
+    Raises
+    ------
+    CheckError
+        Counting them.
+    """
+    from lycotool.ops._inspect_checks import SEVERITIES
+
+    counts = dict.fromkeys(reversed(SEVERITIES), 0)
+    for report in reports:
+        for finding in report.findings or ():
+            counts[finding.severity] += 1
+    if any(counts[severity] for severity in SEVERITIES[SEVERITIES.index(least) :]):
+        found = ", ".join(f"{number} {severity}" for severity, number in counts.items() if number)
+        raise CheckError(f"found {found}", path=reports[0].path if len(reports) == 1 else None)
+
+
+def _check_plot(plot: str, name: str, *, force: bool) -> None:
+    """Refuse what cannot be drawn to, before anything is measured.
+
+    Raises
+    ------
+    UsageError
+        If the name has another ending.
+    OutputError
+        If it cannot be written.
+    """
+    from lycotool.io.writer import prepare_output
+
+    if plot == "-":
+        return
+    if not plot.lower().endswith((".png", ".svg")):
+        raise UsageError(
+            "a plot is a .png or an .svg file", path=plot, hint="`--plot -` draws bars in the terminal"
+        )
+    inputs = [Path(name)] if Path(name).is_file() else []
+    prepare_output(plot, inputs=inputs, force=force)
+
+
+def _plot(report: InspectReport, plot: str, out: Output) -> None:
+    """Draw to a file, or as bars where there is no terminal for pictures or nothing to draw with."""
+    from lycotool.cli._bars import show_bars
+    from lycotool.cli._plots import draw, is_available
+
+    if plot != "-" and is_available():
+        draw(report, plot)
+        out.note(f"wrote {plot}")
+        return
+    if not out.json:
+        show_bars(report)
+    if plot != "-":
+        raise OutputError(
+            "not written: drawing needs matplotlib; the bars are the same figures",
+            path=plot,
+            hint="pip install 'lycotool[plot]', or `--plot -` for the bars alone",
+        )
+
+
+def _edit_options(
+    set_: list[str] | None,
+    unset: list[str] | None,
+    strip_training_data: bool,
+    output: str | None,
+    in_place: bool,
+    force: bool,
+    dry_run: bool,
+) -> EditOptions:
+    from lycotool.ops._inspect_edit import EditOptions
+
+    values: dict[str, str] = {}
+    for text in set_ or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"`--set {text}` has no `=`, expected KEY=VALUE")
+        if key in values:
+            raise UsageError(f"{key} is set twice")
+        values[key] = value
+    return EditOptions(
+        set=values,
+        unset=tuple(unset or ()),
+        strip_training_data=strip_training_data,
+        output=output,
+        in_place=in_place,
+        force=force,
+        dry_run=dry_run,
+    )
+
+
+def _edit(names: Sequence[str], options: EditOptions, out: Output) -> None:
+    """Edit each file; one that fails does not keep the others from being edited."""
+    from lycotool.ops._inspect_edit import edit_metadata
+
+    if len(names) > 1 and options.output is not None:
+        raise UsageError(f"-o names one file, these are {len(names)}", hint="`--in-place` edits each")
+    errors: list[LycotoolError] = []
+    results: list[EditResult] = []
     for name in names:
         try:
-            reports.append(run(name, allow_pickle=allow_pickle, hashes=hashes, blocks=blocks))
+            result = edit_metadata(name, options)
         except LycotoolError as error:
             if len(names) == 1:
                 raise
             errors.append(error)
-    if json_output:
-        out.document({"files": [_document(r, modules=modules) for r in reports],
-                      "errors": [{"path": e.path, "message": e.message} for e in errors]})  # fmt: skip
-    elif len(names) == 1:
-        _show(reports[0], out, modules=modules, metadata=metadata)
-    else:
-        _show_list(reports)
-    for failure in errors:
-        sys.stderr.write(clean(f"lycotool: error: {failure.headline}") + "\n")
+            continue
+        results.append(result)
+        for sign, keys in (("+", result.added), ("~", result.changed), ("-", result.removed)):
+            for key in keys:
+                out.note(f"{sign} {key}")
+        if not (result.added or result.changed or result.removed):
+            out.note(f"{name}: nothing to change")
+        if not out.json and not options.dry_run:
+            out.result(result.output)
+    if out.json:
+        out.document({"files": results, "errors": _faults(errors)})
+    _end_with(errors)
+
+
+def _faults(errors: Sequence[LycotoolError]) -> list[dict[str, object]]:
+    return [{"path": e.path, "key": e.key, "message": e.message, "exit_code": e.exit_code} for e in errors]
+
+
+def _end_with(errors: Sequence[LycotoolError]) -> None:
+    """Say what failed, and end with the first one's exit code."""
+    for error in errors:
+        sys.stderr.write(clean(f"lycotool: error: {error.headline}") + "\n")
     if errors:
         raise typer.Exit(errors[0].exit_code)
-
-
-def _document(report: InspectReport, *, modules: bool) -> dict[str, object]:
-    document = dataclasses.asdict(report)
-    if not modules:
-        document["modules"] = len(report.modules)
-    return document
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    return Console(
-        width=None if terminal else _UNLIMITED,
-        no_color=not terminal or bool(os.environ.get("NO_COLOR")),
-        highlight=False,
-        markup=False,
-        emoji=False,
-    )
-
-
-def _table(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: object) -> None:
-    from rich.text import Text
-
-    table.add_row(*(Text(clean(str(cell))) for cell in cells))
-
-
-def _show(report: InspectReport, out: Output, *, modules: bool, metadata: bool) -> None:
-    console = _console()
-    facts = _table("", "")
-    facts.show_header = False
-    _row(facts, "file", report.path)
-    _row(facts, "kind", report.kind)
-    _row(
-        facts,
-        "size",
-        f"{human_bytes(report.bytes)}, {report.tensors} tensors, {report.parameters} parameters",
-    )
-    _row(facts, "dtypes", _counted(report.dtypes))
-    _row(facts, "architecture", f"{report.architecture} ({report.architecture_evidence})")
-    if report.dialects:
-        _row(facts, "key names", ", ".join(report.dialects))
-    _row(facts, "components", _counted(report.components))
-    console.print(facts)
-    if report.algorithms:
-        console.print()
-        console.print(_module_types(report))
-        console.print()
-        console.print(_dims(report))
-        console.print()
-        console.print(_verdicts(report))
-        console.print()
-        console.print(_loaders(report))
-    if report.blocks is not None:
-        console.print()
-        console.print(_blocks(report.blocks))
-    if modules:
-        console.print()
-        console.print(_modules(report))
-    for row in report.hashes or ():
-        console.print()
-        console.print(_hash_table(row))
-    shown = report.metadata if metadata else report.metadata_summary
-    if shown:
-        console.print()
-        console.print(_metadata(shown, title="metadata" if metadata else "metadata (summary)"))
-    out.warnings(report.warnings)
-    for fault in report.faults:
-        sys.stderr.write(clean(f"lycotool: fault: {report.path}: {fault}") + "\n")
-
-
-def _module_types(report: InspectReport) -> Table:
-    names = list(report.components)
-    table = _table("module type table", "modules", *names)
-    for row in report.algorithms:
-        _row(table, row.type, row.modules, *(row.components.get(name, 0) for name in names))
-    return table
-
-
-def _dims(report: InspectReport) -> Table:
-    table = _table("type", "layouts", "dim: modules", "alpha: modules", "use_conv_cp", "DoRA")
-    for row in report.algorithms:
-        _row(
-            table,
-            row.type,
-            ", ".join(row.layouts),
-            _by_value(row.rank),
-            _by_value(row.alpha),
-            "yes" if row.use_conv_cp else "no",
-            f"{row.dora_axis}put axis" if row.dora_axis else "no",
-        )
-    return table
-
-
-def _verdicts(report: InspectReport) -> Table:
-    table = _table("type", "merge", "resize", "as LoRA", "why")
-    for row in report.algorithms:
-        as_lora = "exact" if row.exact_as_lora else "needs the base" if row.needs_base else "by SVD"
-        reasons = [row.mergeable_reason, row.resizable_reason, row.remedy, row.advice]
-        why = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-        _row(table, row.type, _yes(row.mergeable), _yes(row.resizable), as_lora, why)
-    return table
-
-
-def _loaders(report: InspectReport) -> Table:
-    table = _table("loads in", "version", "modules", "why not all")
-    for row in report.loaders:
-        total = row.takes + sum(row.reasons.values())
-        _row(table, row.loader, row.version, f"{row.takes} of {total}", "; ".join(row.reasons))
-    return table
-
-
-def _blocks(blocks: list[BlockRow]) -> Table:
-    table = _table("block", "modules", "types", "dim: modules", "parameters")
-    for row in blocks:
-        _row(table, row.block, row.modules, _counted(row.types), _by_value(row.rank), row.parameters)
-    return table
-
-
-def _hash_table(row: HashRow) -> Table:
-    table = _table("hash", "")
-    stored = row.stored or "none"
-    if stored.startswith("0x"):
-        stored += " (LyCORIS' own, of the tensors in another order)"
-    elif row.stored is not None:
-        stored += " (stale: not that of the data)" if row.stale else " (right)"
-    for name, value in (
-        ("sha256", row.sha256), ("AutoV2", row.autov2), ("data sha256", row.data_sha256),
-        ("AutoV3", row.autov3), ("sshs_model_hash", stored),
-    ):  # fmt: skip
-        _row(table, name, value)
-    return table
-
-
-def _modules(report: InspectReport) -> Table:
-    table = _table(
-        "module", "type", "layout", "shape", "rank", "alpha", "scale", "parameters", "dtype", "loads in"
-    )
-    for m in report.modules:
-        rank, alpha = ("-" if value is None else f"{value:g}" for value in (m.rank, m.alpha))
-        _row(table, m.name, m.type, m.layout, m.shape, rank, alpha, f"{m.scale:g}", m.parameters, m.dtype,
-             ", ".join(m.loaders))  # fmt: skip
-    return table
-
-
-def _metadata(metadata: Mapping[str, object], title: str) -> Table:
-    table = _table(title, "")
-    for key, value in metadata.items():
-        _row(table, key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    return table
-
-
-def _show_list(reports: list[InspectReport]) -> None:
-    table = _table("file", "kind", "architecture", "types", "dims", "size")
-    for report in reports:
-        ranks = dict.fromkeys(rank for row in report.algorithms for rank in row.rank)
-        types = _counted({row.type: row.modules for row in report.algorithms})
-        faults = f" ({len(report.faults)} faults)" if report.faults else ""
-        _row(table, report.path, report.kind + faults, report.architecture, types, ", ".join(ranks),
-             human_bytes(report.bytes))  # fmt: skip
-    _console().print(table)
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
-
-
-def _by_value(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{value}: {count}" for value, count in counts.items())
-
-
-def _yes(allowed: bool) -> str:
-    return "yes" if allowed else "no"

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 Spelling = Literal["kohya", "peft", "diffusers legacy", "hcp", "xlabs"]
@@ -126,6 +127,7 @@ def parse_keys(keys: Collection[str], slot_names: Collection[str]) -> AdapterKey
     clashes: list[tuple[str, str]] = []
     spellings: dict[Spelling, int] = {}
     present = set(keys)
+    slot_names = frozenset(slot_names)
     for key in keys:
         if key.startswith(_EMBEDDING_PREFIX):
             embeddings.append(key)
@@ -149,26 +151,35 @@ def parse_keys(keys: Collection[str], slot_names: Collection[str]) -> AdapterKey
 
 
 def _split(
-    key: str, slot_names: Collection[str], present: Collection[str]
+    key: str, slot_names: frozenset[str], present: Collection[str]
 ) -> tuple[str, str, Spelling | None] | None:
     """Module, canonical slot and (for LoRA factors) spelling of a key."""
+    for split in _splits(key, slot_names):
+        module, slot, _ = split
+        if slot not in _NEEDS or f"{module}.{_NEEDS[slot]}" in present:
+            return split
+    return None
+
+
+@lru_cache(maxsize=2**16)
+def _splits(key: str, slot_names: frozenset[str]) -> tuple[tuple[str, str, Spelling | None], ...]:
+    """Every reading of a key, best first; the files of a folder share most of their keys."""
     if (match := _ATTENTION_PROCESSOR.fullmatch(key)) is not None:
         owner, projection, side = match.groups()
-        return f"{owner}.{_projection(owner, projection)}", f"lora_{side}.weight", "diffusers legacy"
+        return ((f"{owner}.{_projection(owner, projection)}", f"lora_{side}.weight", "diffusers legacy"),)
     if (match := _XLABS.fullmatch(key)) is not None:
         block, projection, stream, side = match.groups()
-        return f"{block}.{_XLABS_MODULES[projection, stream]}", f"lora_{side}.weight", "xlabs"
+        return ((f"{block}.{_XLABS_MODULES[projection, stream]}", f"lora_{side}.weight", "xlabs"),)
+    found: list[tuple[str, str, Spelling | None]] = []
     parts = key.split(".")
     for count in range(min(_MAX_SUFFIX_PARTS, len(parts) - 1), 0, -1):
         module, suffix = ".".join(parts[:-count]), ".".join(parts[-count:])
         if suffix in ALIASES:
             slot, spelling = ALIASES[suffix]
-            return module, slot, spelling
-        if suffix in slot_names:
-            if suffix in _NEEDS and f"{module}.{_NEEDS[suffix]}" not in present:
-                continue
-            return module, suffix, "kohya" if suffix == "lora_up.weight" else None
-    return None
+            found.append((module, slot, spelling))
+        elif suffix in slot_names:
+            found.append((module, suffix, "kohya" if suffix == "lora_up.weight" else None))
+    return tuple(found)
 
 
 def _projection(owner: str, letter: str) -> str:
@@ -210,8 +221,13 @@ _SHARED_TEXT_PREFIX = "lora_te"
 
 def dialect_of(name: str, keys: AdapterKeys) -> str:
     """The dialect a module's name is in."""
+    return _dialect_of(name, keys.spelling)
+
+
+@lru_cache(maxsize=2**15)
+def _dialect_of(name: str, spelling: Spelling) -> str:
     found = next((d for prefix, d in _DIALECT_PREFIXES if name.startswith(prefix)), "bare paths")
-    return _DIALECT_SPELLINGS.get((found, keys.spelling), found)
+    return _DIALECT_SPELLINGS.get((found, spelling), found)
 
 
 def dialects(keys: AdapterKeys) -> list[str]:

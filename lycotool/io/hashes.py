@@ -10,7 +10,8 @@ the length of that header. Source: sd-scripts ``library/train_util.py``,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +64,25 @@ class DataHasher:
             LEGACY_HASH: self._legacy.hexdigest()[:8],
             SPEC_HASH: "0x" + self._model.hexdigest(),
         }
+
+
+def legacy_hash(header: bytes, data: Iterable[memoryview]) -> str:
+    """``sshs_legacy_hash`` alone, which reads no further than it has to.
+
+    Parameters
+    ----------
+    header
+        Length prefix and JSON of the header with ``ss_*`` metadata alone.
+    data
+        The data section in the reference's order of tensors, in pieces.
+    """
+    digest, position = hashlib.sha256(), 0
+    for piece in itertools.chain([memoryview(header)], data):
+        digest.update(piece[max(0, LEGACY_START - position) : max(0, LEGACY_STOP - position)])
+        position += len(piece)
+        if position >= LEGACY_STOP:
+            break
+    return digest.hexdigest()[:8]
 
 
 #: Bytes hashed at once.

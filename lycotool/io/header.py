@@ -12,12 +12,13 @@ non-zero sizes overflows.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeGuard
+from typing import BinaryIO, NamedTuple, TypeGuard
 
 from lycotool.errors import BadInputError
 
@@ -37,8 +38,7 @@ MAX_DIMENSIONS = 8
 _MAX_ELEMENTS = 2**63
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """What the header says of one tensor; ``start`` and ``stop`` count from the data section."""
 
     dtype: str
@@ -54,7 +54,7 @@ class TensorInfo:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        return _product(self.shape)
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,12 @@ def read_header(file: BinaryIO, size: int, path: str | Path) -> Header:
     metadata = _metadata(entries.pop("__metadata__", {}), path)
     if len(entries) > MAX_TENSORS:
         raise BadInputError(f"too many tensors: {len(entries)}, the limit is {MAX_TENSORS}", path=path)
-    tensors = {name: _tensor(name, entry, path) for name, entry in entries.items()}
-    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))
-    _check_coverage(ordered, size - 8 - length, path)
-    return Header(ordered, metadata, 8 + length)
+    tensors = _plain_tensors(entries, size - 8 - length)
+    if tensors is None:
+        found = {name: _tensor(name, entry, path) for name, entry in entries.items()}
+        tensors = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))
+        _check_coverage(tensors, size - 8 - length, path)
+    return Header(tensors, metadata, 8 + length)
 
 
 def _look_alike(start: bytes) -> str | None:
@@ -133,6 +135,9 @@ def _parse_json(raw: bytes, path: str | Path) -> dict[str, object]:
     except UnicodeDecodeError as error:
         raise BadInputError(f"the header is not UTF-8 (byte {error.start})", path=path) from None
 
+    if (plain := _without_duplicates(raw, text)) is not None:
+        return plain
+
     def refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -149,6 +154,28 @@ def _parse_json(raw: bytes, path: str | Path) -> dict[str, object]:
     return entries
 
 
+#: Where these stand, names cannot be counted by their colons.
+_UNCOUNTABLE = (b'" ', b'"\t', b'"\n', b'"\r', b'\\\\"')
+
+
+def _without_duplicates(raw: bytes, text: str) -> dict[str, object] | None:
+    """The parsed JSON if it provably has no duplicate names; None where that takes a closer look.
+
+    In compact JSON every name ends in ``":``, and in a string those two stand behind a
+    backslash. So when the parsed objects have as many names as the text, none came twice.
+    """
+    if any(mark in raw for mark in _UNCOUNTABLE):
+        return None
+    try:
+        entries = json.loads(text)
+        names = len(entries) + sum(map(len, entries.values()))
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        return None
+    if names != raw.count(b'":') - raw.count(b'\\":') or not isinstance(entries, dict):
+        return None
+    return entries
+
+
 def _metadata(value: object, path: str | Path) -> dict[str, str]:
     if not isinstance(value, dict):
         raise BadInputError("__metadata__ is not an object", path=path)
@@ -158,6 +185,42 @@ def _metadata(value: object, path: str | Path) -> dict[str, str]:
                 f"metadata value of {key!r} is {type(text).__name__}, expected a string", path=path
             )
     return value
+
+
+#: dtypes of whole bytes, and how many.
+_DTYPE_BYTES = {dtype: bits // 8 for dtype, bits in DTYPE_BITS.items() if bits % 8 == 0}
+
+_INTEGER = {int}
+
+
+def _plain_tensors(entries: Mapping[str, object], data_bytes: int) -> dict[str, TensorInfo] | None:
+    """The tensors of a header without fault, in the file's order; None where there may be one.
+
+    Every entry that passes here passes :func:`_tensor` and :func:`_check_coverage` too; this is
+    five times as fast, and a folder has a million entries.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    position = 0
+    try:
+        "".join(entries).encode()
+        for name, entry in entries.items():
+            dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
+            if {type(start), type(stop), *map(type, shape)} != _INTEGER or type(shape) is not list:
+                return None
+            count = math.prod(shape)
+            if (
+                start != position
+                or stop - start != count * _DTYPE_BYTES[dtype]
+                or count <= 0
+                or len(shape) > MAX_DIMENSIONS
+                or min(shape, default=1) < 1
+            ):
+                return None
+            tensors[name] = TensorInfo(dtype, tuple(shape), start, stop)
+            position = stop
+    except (KeyError, TypeError, ValueError):  # the slow way says what is wrong, and with which tensor
+        return None
+    return tensors if position == data_bytes else None
 
 
 def _tensor(name: str, entry: object, path: str | Path) -> TensorInfo:

@@ -49,7 +49,7 @@ class DenseSpectrum:
 
 def exact(matrix: Tensor) -> DenseSpectrum:
     """The whole spectrum of one matrix."""
-    squares, basis = eigh(_gram(matrix)[None])
+    squares, basis = eigh(gram(matrix)[None])
     return DenseSpectrum(squares[0].clamp_min(0).sqrt().cpu(), basis[0])
 
 
@@ -80,7 +80,7 @@ def leading(matrices: Tensor, rank: int, *, seed: int) -> Leading:
     """
     shorter = min(matrices.shape[1:])
     rank = min(rank, shorter)
-    grams = torch.stack([_gram(matrix) for matrix in matrices])
+    grams = torch.stack([gram(matrix) for matrix in matrices])
     if shorter <= _SMALL or 3 * (rank + OVERSAMPLING) > shorter:
         squares, basis = eigh(grams)
     else:
@@ -98,7 +98,7 @@ def best_approximation(matrix: Tensor, rank: int, *, seed: int) -> LowRank:
     return LowRank(found.up[0], found.down[0])
 
 
-def _gram(matrix: Tensor) -> Tensor:
+def gram(matrix: Tensor) -> Tensor:
     """``A Aᵀ`` or ``Aᵀ A``, whichever is smaller, in float64."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     shorter = len(wide)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 #: The component of names without a known prefix.
 ANY = "any"
@@ -78,6 +79,7 @@ class ModuleName:
         return self.component, canonical(self.component, flat(self.path))
 
 
+@lru_cache(maxsize=2**15)
 def split_name(name: str) -> ModuleName:
     """Take an adapter module's name apart."""
     if "." not in name:
@@ -105,6 +107,24 @@ def flat(path: str) -> str:
     return path.replace(".", "_")
 
 
+#: Containers of layers with their numbers, outermost first: ``up_blocks_1_attentions_0_``.
+_CONTAINERS = re.compile(
+    r"(?:[a-z_]*?(?:blocks?|layers|resblocks|attentions|resnets|samplers|refiner)_(?:\d+_)+)+"
+)
+
+
+def layer_kind(name: str) -> str:
+    """What a layer does, without where it is: equal for the same layer of all blocks.
+
+    >>> layer_kind("lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn2_to_out_0")
+    'attn2_to_out'
+    """
+    path = split_name(name).place[1]
+    kind = _CONTAINERS.sub("", path, count=1) or path
+    return kind.removesuffix("_0") if kind.endswith("to_out_0") else kind
+
+
+@lru_cache(maxsize=2**15)
 def canonical(component: str, path: str) -> str:
     """The canonical form of a flattened path inside a component."""
     if component in ("unet", ANY):

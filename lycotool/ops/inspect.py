@@ -1,28 +1,57 @@
-"""inspect: what a file is, from its header alone. Imports no torch."""
+"""inspect: what files are and how strong, from their headers and, where asked, their tensors.
+
+Reading headers imports no torch; :attr:`InspectOptions.stats`, ``check`` and ``compare`` do.
+"""
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from lycotool.errors import LycotoolError
-from lycotool.formats.keys import dialect_of, dialects
-from lycotool.formats.loaders import LOADERS, ModuleKind, refusal
-from lycotool.io.hashes import MODEL_HASH, file_hashes
+from lycotool.algorithms.base import DEFAULT_READING, Reading
+from lycotool.errors import IncompatibleError, LycotoolError
+from lycotool.formats.keys import dialects
 from lycotool.io.open import open_store
-from lycotool.io.store import SafetensorsFile, TensorStore
+from lycotool.io.store import TensorStore
 from lycotool.models.architecture import guess_architecture, guess_checkpoint
-from lycotool.models.block_weights import BlockLabels
-from lycotool.models.families.locate import guess_families
-from lycotool.models.naming import split_name, split_path
-from lycotool.ops._adapter import Adapter, AdapterModule, is_adapter, read_adapter
+from lycotool.models.naming import split_path
+from lycotool.ops._adapter import Adapter, is_adapter, read_adapter
+from lycotool.ops._common import NoProgress, Progress
+from lycotool.ops._inspect_checks import (
+    SEVERITIES,
+    Finding,
+    change_findings,
+    hash_findings,
+    header_findings,
+    value_findings,
+)
+from lycotool.ops._inspect_rows import (
+    COMPONENT_NAMES,
+    AlgorithmRow,
+    BlockRow,
+    HashRow,
+    LoaderRow,
+    ModuleRow,
+    algorithm_rows,
+    block_rows,
+    component_of,
+    count,
+    hash_rows,
+    loader_rows,
+    module_row,
+)
+from lycotool.ops._inspect_tags import TagRow, tag_rows
+from lycotool.ops._metadata_keys import JSON_KEYS
+from lycotool.ops._render import outline
 
-#: How reports call the components of :mod:`lycotool.models.naming`.
-_COMPONENT_NAMES: Mapping[str, str] = {
-    "unet": "UNet/DiT", "te1": "TE1", "te2": "TE2", "te3": "TE3", "vae": "VAE", "any": "unnamed",
-}  # fmt: skip
+if TYPE_CHECKING:
+    from lycotool.ops._inspect_compare import Comparison
+    from lycotool.ops._inspect_stats import Stats
 
 #: Metadata shown in the summary, in this order.
 _SUMMARY_KEYS = (
@@ -34,99 +63,53 @@ _SUMMARY_KEYS = (
     "sshs_model_hash", "lycotool.version",
 )  # fmt: skip
 
-#: Metadata whose values are JSON in a string.
-_JSON_KEYS = frozenset({
-    "ss_network_args", "ss_datasets", "ss_dataset_dirs", "ss_reg_dataset_dirs", "ss_bucket_info",
-    "ss_tag_frequency", "lora_adapter_metadata", "lycoris_config", "lycotool.merge", "lycotool.bake",
-})  # fmt: skip
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectOptions:
+    """What to look at beside names and shapes.
 
-@dataclass(frozen=True, slots=True)
-class AlgorithmRow:
-    """One kind of module in a file.
-
-    ``rank`` and ``alpha`` count modules by value; ``exact_as_lora`` says whether the kind
-    converts to LoRA factors without loss and without the base weight.
+    Attributes
+    ----------
+    modules
+        Describe every module.
+    blocks
+        Count modules by the block of the model they are in.
+    hashes
+        Read the whole file for its hashes.
+    tags
+        Count the tags of the captions it was trained on.
+    stats
+        Measure the change of every module.
+    check
+        Look for faults: ``"header"`` reads no tensor, ``"all"`` reads the file and measures it.
+    compare
+        Another adapter to put beside this one.
+    base
+        A checkpoint whose weights the changes are compared with; algorithms whose change
+        depends on them need it.
+    device
+        Where changes are measured; see :func:`lycotool.devices.resolve_device`.
     """
 
-    type: str
-    algorithm: str
-    layouts: dict[str, int]
-    modules: int
-    components: dict[str, int]
-    rank: dict[str, int]
-    alpha: dict[str, int]
-    use_conv_cp: bool
-    dora_axis: str | None
-    needs_base: bool
-    mergeable: bool
-    mergeable_reason: str
-    resizable: bool
-    resizable_reason: str
-    exact_as_lora: bool
-    remedy: str
-    advice: str
-
-
-@dataclass(frozen=True, slots=True)
-class LoaderRow:
-    """One program and the modules of a file that it takes; reasons count the others."""
-
-    loader: str
-    version: str
-    takes: int
-    reasons: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class HashRow:
-    """Hashes of one file; ``stale`` says that the stored one is not that of its data.
-
-    ``autov2`` and ``autov3`` are how Civitai shortens ``sha256`` and ``data_sha256``.
-    """
-
-    sha256: str
-    autov2: str
-    data_sha256: str
-    autov3: str
-    stored: str | None
-    stale: bool
-
-
-@dataclass(frozen=True, slots=True)
-class BlockRow:
-    """The modules in one block of the model, in the labels of layer-block weights."""
-
-    block: str
-    modules: int
-    types: dict[str, int]
-    rank: dict[str, int]
-    parameters: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleRow:
-    """One module, for ``--modules``; ``loaders`` are the programs that take it."""
-
-    name: str
-    type: str
-    layout: str
-    component: str
-    shape: str
-    rank: int | None
-    alpha: float | None
-    scale: float
-    parameters: int
-    dtype: str
-    loaders: tuple[str, ...]
+    modules: bool = False
+    blocks: bool = False
+    hashes: bool = False
+    tags: bool = False
+    stats: bool = False
+    check: Literal["none", "header", "all"] = "none"
+    compare: str | None = None
+    base: str | None = None
+    device: str = "auto"
+    allow_pickle: bool = False
+    reading: Reading = DEFAULT_READING
 
 
 @dataclass(frozen=True, slots=True)
 class InspectReport:
-    """Everything `inspect` knows of one file."""
+    """Everything `inspect` knows of one file; what was not asked for is None."""
 
     path: str
-    kind: str
+    kind: Literal["adapter", "checkpoint", "empty"]
     bytes: int
     tensors: int
     parameters: int
@@ -137,49 +120,118 @@ class InspectReport:
     components: dict[str, int]
     algorithms: list[AlgorithmRow]
     loaders: list[LoaderRow]
-    modules: list[ModuleRow]
+    module_count: int
     metadata: dict[str, object]
     metadata_summary: dict[str, object]
     warnings: list[str]
     faults: list[str]
+    modules: list[ModuleRow] | None = None
     hashes: list[HashRow] | None = None
     blocks: list[BlockRow] | None = None
+    tags: list[TagRow] | None = None
+    stats: Stats | None = None
+    comparison: Comparison | None = None
+    findings: list[Finding] | None = None
 
 
 def inspect(
-    name: str, *, allow_pickle: bool = False, hashes: bool = False, blocks: bool = False
+    name: str, options: InspectOptions | None = None, *, progress: Progress | None = None
 ) -> InspectReport:
     """Describe one file, PEFT folder, sharded index or diffusers folder.
 
-    Parameters
-    ----------
-    hashes
-        Read the whole file for its hashes.
-    blocks
-        Count modules by the block of the model they are in.
-
     Raises
     ------
+    UsageError
+        If the device does not exist.
+    IncompatibleError
+        If there is nothing to compare.
     LycotoolError
         If the file cannot be read. Faults of single modules are part of the report.
     """
-    with open_store(name, allow_pickle=allow_pickle) as store:
-        adapter = read_adapter(store) if is_adapter(store) else None
+    options = options or InspectOptions()
+    progress = progress or NoProgress()
+    with open_store(name, allow_pickle=options.allow_pickle) as store, ExitStack() as files:
+        adapter = read_adapter(store, reading=options.reading) if is_adapter(store) else None
         report = _report(store, adapter)
-        if hashes:
-            report = replace(report, hashes=_hashes(store))
-        if blocks and adapter is not None:
-            report = replace(report, blocks=_blocks(adapter))
+        base = None
+        if options.base is not None and adapter is not None:
+            base = files.enter_context(open_store(options.base, allow_pickle=options.allow_pickle))
+        if options.hashes or options.check == "all":
+            report = replace(report, hashes=hash_rows(store))
+        if options.tags:
+            report = replace(report, tags=tag_rows(report.metadata))
+        if options.modules and adapter is not None:
+            report = replace(report, modules=[module_row(m, adapter) for m in adapter.modules.values()])
+        if (options.stats or options.check == "all") and adapter is not None:
+            report = replace(report, stats=_stats(adapter, base, options, progress))
+        if options.blocks and adapter is not None:
+            report = replace(report, blocks=block_rows(adapter, _norms(report.stats)))
+        if options.compare is not None:
+            report = replace(report, comparison=_comparison(store, adapter, base, options, progress))
+        if options.check != "none":
+            report = replace(report, findings=_findings(store, adapter, report, options))
         return report
 
 
+def _stats(adapter: Adapter, base: TensorStore | None, options: InspectOptions, progress: Progress) -> Stats:
+    from lycotool.devices import resolve_device
+    from lycotool.ops._inspect_stats import measure
+
+    return measure(adapter, resolve_device(options.device, float64=True), base, progress)
+
+
+def _norms(stats: Stats | None) -> dict[str, float] | None:
+    return None if stats is None else {m.name: m.fro for m in stats.modules if m.fro is not None}
+
+
+def _comparison(
+    store: TensorStore,
+    adapter: Adapter | None,
+    base: TensorStore | None,
+    options: InspectOptions,
+    progress: Progress,
+) -> Comparison:
+    from lycotool.devices import resolve_device
+    from lycotool.ops._inspect_compare import compare
+
+    with open_store(options.compare or "", allow_pickle=options.allow_pickle) as other:
+        for one in (store, other):
+            if not is_adapter(one):
+                raise IncompatibleError(
+                    "is no adapter; `--compare` puts two adapters side by side", path=one.path
+                )
+        second = read_adapter(other, reading=options.reading)
+        if adapter is None:
+            raise TypeError(store.path)
+        return compare(adapter, second, resolve_device(options.device, float64=True), base, progress)
+
+
+def _findings(
+    store: TensorStore, adapter: Adapter | None, report: InspectReport, options: InspectOptions
+) -> list[Finding]:
+    """Everything that is wrong or odd, worst first."""
+    found = header_findings(store, adapter, report.metadata)
+    found += hash_findings(report.hashes or ())
+    if options.check == "all":
+        found += value_findings(store, adapter)
+    if report.stats is not None:
+        found += change_findings(report.stats, store.path)
+    return sorted(found, key=lambda finding: -SEVERITIES.index(finding.severity))
+
+
 def expand(names: Iterable[str]) -> list[str]:
-    """Replace folders that are no model themselves by the safetensors files in them."""
+    """Replace folders that are no model themselves by the safetensors files in them.
+
+    A name that is no file but has ``*``, ``?`` or ``[…]`` in it is a pattern, for shells that
+    leave patterns to the program; ``**`` goes into folders.
+    """
     expanded: list[str] = []
     for name in names:
         path = Path(name)
         if name != "-" and path.is_dir() and not _is_model_folder(path):
             expanded += [str(file) for file in sorted(path.rglob("*.safetensors"))]
+        elif name != "-" and any(mark in name for mark in "*?[") and not path.exists():
+            expanded += expand(sorted(glob.glob(name, recursive=True))) or [name]  # noqa: PTH207 - patterns may be absolute
         else:
             expanded.append(name)
     return expanded
@@ -193,34 +245,30 @@ def _is_model_folder(path: Path) -> bool:
 
 def _report(store: TensorStore, adapter: Adapter | None) -> InspectReport:
     infos = [entry.info for entry in store.entries.values()]
-    dtypes: dict[str, int] = {}
-    for info in infos:
-        dtypes[info.dtype] = dtypes.get(info.dtype, 0) + 1
     metadata = {key: _decoded(key, value) for key, value in sorted(store.metadata.items())}
     if adapter is None:
         guess = guess_checkpoint(store.shapes, store.metadata)
-        components = _count(split_path(key)[0] for key in store.entries)
+        components = count(COMPONENT_NAMES[split_path(key)[0]] for key in store.entries)
     else:
-        modules = adapter.modules.values()
         widths = {
-            m.name: c for m in modules if (c := m.detected.layout.columns(m.detected.sizes)) is not None
+            name: c for name, module in adapter.modules.items() if (c := outline(module)[1]) is not None
         }
         guess = guess_architecture(adapter.keys.modules, widths, store.metadata)
-        components = _count(split_name(name).place[0] for name in adapter.keys.modules)
+        components = count(map(component_of, adapter.keys.modules))
     return InspectReport(
         path=store.path,
         kind="adapter" if adapter is not None else "checkpoint" if store.entries else "empty",
         bytes=sum(path.stat().st_size for path in store.files),
         tensors=len(infos),
         parameters=sum(info.numel for info in infos),
-        dtypes=dict(sorted(dtypes.items())),
+        dtypes=dict(sorted(count(info.dtype for info in infos).items())),
         architecture=guess.name,
         architecture_evidence=guess.evidence,
         dialects=dialects(adapter.keys) if adapter else [],
-        components={_COMPONENT_NAMES[name]: count for name, count in components.items()},
-        algorithms=_algorithm_rows(adapter.modules.values()) if adapter else [],
-        loaders=_loader_rows(adapter) if adapter else [],
-        modules=[_module_row(m, adapter) for m in adapter.modules.values()] if adapter else [],
+        components=components,
+        algorithms=algorithm_rows(adapter.modules.values()) if adapter else [],
+        loaders=loader_rows(adapter) if adapter else [],
+        module_count=len(adapter.modules) if adapter else 0,
         metadata=metadata,
         metadata_summary={key: metadata[key] for key in _SUMMARY_KEYS if key in metadata},
         warnings=[*adapter.warnings, *adapter.notes] if adapter else list(store.warnings),
@@ -228,130 +276,14 @@ def _report(store: TensorStore, adapter: Adapter | None) -> InspectReport:
     )
 
 
-def _hashes(store: TensorStore) -> list[HashRow]:
-    """One row for each safetensors file."""
-    rows = []
-    for file in store.opened:
-        if not isinstance(file, SafetensorsFile):
-            continue
-        whole, data = file_hashes(file.path, file.data_start)
-        stored = file.metadata.get(MODEL_HASH)
-        # LyCORIS hashes the tensors in another order than the file's, and writes a prefix.
-        stale = stored is not None and not stored.startswith("0x") and stored != data
-        rows.append(HashRow(whole, whole[:10], data, data[:12], stored, stale))
-    return rows
-
-
-def _blocks(adapter: Adapter) -> list[BlockRow]:
-    """Modules by block, in the order of the blocks' names; ``-`` is outside of all."""
-    modules = list(adapter.modules.values())
-    widths = {m.name: c for m in modules if (c := m.detected.layout.columns(m.detected.sizes)) is not None}
-    families = guess_families(adapter.modules, widths, adapter.store.metadata)
-    if not families:
-        return []
-    labels = BlockLabels(families[0])
-    groups: dict[str, list[AdapterModule]] = {}
-    for module in modules:
-        groups.setdefault(labels.of(module.name) or "-", []).append(module)
-    return [
-        BlockRow(
-            block,
-            len(group),
-            _count(module.detected.label for module in group),
-            _count("full" if m.dims.rank is None else str(m.dims.rank) for m in group),
-            sum(adapter.store.info(key).numel for m in group for key in m.keys.values()),
-        )
-        for block, group in sorted(groups.items(), key=lambda item: labels.order(item[0]))
-    ]
-
-
 def _fault_text(fault: LycotoolError) -> str:
     return f"{fault.key}: {fault.message}" if fault.key else fault.message
 
 
 def _decoded(key: str, value: str) -> object:
-    if key not in _JSON_KEYS:
+    if key not in JSON_KEYS:
         return value
     try:
         return json.loads(value)
     except ValueError:
         return value
-
-
-def _count(values: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return counts
-
-
-def _algorithm_rows(modules: Iterable[AdapterModule]) -> list[AlgorithmRow]:
-    groups: dict[str, list[AdapterModule]] = {}
-    for module in modules:
-        groups.setdefault(module.detected.label, []).append(module)
-    rows = [_algorithm_row(label, group) for label, group in groups.items()]
-    return sorted(rows, key=lambda row: (-row.modules, row.type))
-
-
-def _algorithm_row(label: str, modules: Sequence[AdapterModule]) -> AlgorithmRow:
-    detected = modules[0].detected
-    merge, resize = detected.merge_rule, detected.resize_rule
-    return AlgorithmRow(
-        type=label,
-        algorithm=detected.algorithm.name,
-        layouts=_count(module.detected.layout.name for module in modules),
-        modules=len(modules),
-        components=_count(_COMPONENT_NAMES[split_name(module.name).place[0]] for module in modules),
-        rank=_count("full" if m.dims.rank is None else str(m.dims.rank) for m in modules),
-        alpha=_count("none" if m.dims.alpha is None else f"{m.dims.alpha:g}" for m in modules),
-        use_conv_cp=detected.layout.use_conv_cp,
-        dora_axis=detected.dora_axis,
-        needs_base=detected.needs_base,
-        mergeable=merge.allowed,
-        mergeable_reason=merge.reason,
-        resizable=resize.allowed,
-        resizable_reason=resize.reason,
-        exact_as_lora=detected.algorithm.factors is not None and detected.dora_slot is None,
-        remedy=merge.remedy or resize.remedy,
-        advice=detected.algorithm.advice_text,
-    )
-
-
-def _loader_rows(adapter: Adapter) -> list[LoaderRow]:
-    rows = []
-    for loader in LOADERS:
-        reasons = [refusal(loader, _kind(adapter, module)) for module in adapter.modules.values()]
-        refused = _count(reason for reason in reasons if reason is not None)
-        rows.append(LoaderRow(loader.name, loader.version, reasons.count(None), refused))
-    return rows
-
-
-def _kind(adapter: Adapter, module: AdapterModule) -> ModuleKind:
-    detected = module.detected
-    return ModuleKind(
-        dialect_of(module.name, adapter.keys),
-        detected.algorithm.name,
-        detected.layout.name,
-        detected.layout.use_conv_cp,
-        detected.dora_axis,
-    )
-
-
-def _module_row(module: AdapterModule, adapter: Adapter) -> ModuleRow:
-    detected, store = module.detected, adapter.store
-    kind = _kind(adapter, module)
-    rows, columns = detected.layout.rows(detected.sizes), detected.layout.columns(detected.sizes)
-    infos = [store.info(key) for key in module.keys.values()]
-    return ModuleRow(
-        name=module.name,
-        type=detected.label,
-        layout=detected.layout.name,
-        component=_COMPONENT_NAMES[split_name(module.name).place[0]],
-        shape=f"{'?' if rows is None else rows}x{'?' if columns is None else columns}",
-        rank=module.dims.rank,
-        alpha=module.dims.alpha,
-        scale=module.dims.scale,
-        parameters=sum(info.numel for info in infos),
-        dtype="+".join(sorted({i.dtype for i in infos if i.numel > 1} or {i.dtype for i in infos})),
-        loaders=tuple(loader.name for loader in LOADERS if refusal(loader, kind) is None),
-    )

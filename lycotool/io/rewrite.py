@@ -1,0 +1,104 @@
+"""Give a safetensors file another header; its data section is copied as it is, by the system.
+
+The new header never goes over the old one in place: a write of some kilobytes can be cut in two by
+a power failure, and half a header makes the whole file unreadable. A new file with the same data
+takes the old one's name at the end instead. File systems that can share blocks between files
+(Btrfs, XFS, ZFS, bcachefs) then copy nothing but the header: the data keeps its place relative to
+their blocks, which is what they ask for.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from lycotool.errors import OutputError
+from lycotool.io.header import MAX_HEADER_BYTES, read_header
+from lycotool.io.store import CHUNK_BYTES, SafetensorsFile
+from lycotool.io.whole import whole_file
+
+#: Blocks that file systems share; the data section keeps its offset in them.
+_BLOCK = 4096
+
+#: What `copy_file_range` says where it cannot: another file system, an old kernel, a pipe.
+_CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
+
+
+def header_with(file: SafetensorsFile, metadata: Mapping[str, str]) -> bytes:
+    """Length prefix and JSON for the file's tensors, where they are, with other metadata.
+
+    Raises
+    ------
+    OutputError
+        If readers would refuse a header of this length.
+    """
+    document: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    for name, info in file.tensors.items():
+        document[name] = {
+            "dtype": info.dtype, "shape": list(info.shape), "data_offsets": [info.start, info.stop],
+        }  # fmt: skip
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * ((file.data_start - 8 - len(text)) % _BLOCK)
+    if len(text) > MAX_HEADER_BYTES:
+        raise OutputError(f"the header would have {len(text)} bytes; readers refuse it", path=file.path)
+    return struct.pack("<Q", len(text)) + text
+
+
+def rewrite(file: SafetensorsFile, header: bytes, target: Path) -> None:
+    """Write the file with a header from :func:`header_with` to ``target``, which may be itself.
+
+    Raises
+    ------
+    OutputError
+        If the disk is full or any write fails. The target is then as it was before.
+    """
+    data = file.size - file.data_start
+
+    def check(written: BinaryIO) -> None:
+        size = os.fstat(written.fileno()).st_size
+        written.seek(0)
+        found = read_header(written, size, target)
+        if dict(found.tensors) != dict(file.tensors) or size != len(header) + data:
+            raise OutputError("the written file does not read back as planned", path=target)
+
+    with whole_file(target, len(header) + data, check=check) as written:
+        written.write(header)
+        with file.path.open("rb", buffering=0) as source:
+            _copy(source, written, file.data_start, file.size)
+
+
+def _copy(source: BinaryIO | io.FileIO, target: BinaryIO, start: int, stop: int) -> None:
+    """Append ``source[start:stop]`` to ``target``; from the first whole block on without reading it."""
+    position = min(stop, start + -start % _BLOCK)
+    _copy_through_memory(source, target, start, position)
+    target.flush()
+    while position < stop and hasattr(os, "copy_file_range"):
+        try:
+            count = os.copy_file_range(
+                source.fileno(), target.fileno(), min(stop - position, 2**30), position
+            )
+        except OSError as error:
+            if error.errno in _CANNOT:
+                break
+            raise
+        if not count:
+            break
+        position += count
+    target.seek(0, os.SEEK_END)
+    _copy_through_memory(source, target, position, stop)
+
+
+def _copy_through_memory(source: BinaryIO | io.FileIO, target: BinaryIO, start: int, stop: int) -> None:
+    source.seek(start)
+    while start < stop:
+        piece = source.read(min(CHUNK_BYTES, stop - start))
+        if not piece:
+            raise OutputError("the input became shorter while it was read")
+        target.write(piece)
+        start += len(piece)
