@@ -230,7 +230,7 @@ def _make_log(axes: Axes, name: Literal["x", "y"]) -> None:
         axes.set_yscale("log")
     axis = axes.xaxis if name == "x" else axes.yaxis
     low, high = axis.get_data_interval()
-    decades = math.log10(high / low) if low > 0 else 9.0
+    decades = math.log10(high / low) if 0 < low <= high < math.inf else 9.0
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -251,6 +251,9 @@ def _draw_comparison(figure: Figure, c: Comparison) -> None:
     figure.suptitle(
         f"{a} (A) against {b} (B): {c.compared} layers, cosine {cosine}", fontsize=14, x=0.01, ha="left"
     )
+    if not rows:
+        figure.text(0.5, 0.5, "no layer could be compared", ha="center", color=_GREY)
+        return
     parts = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.35, 1))
     above, below = parts[0, 0], parts[1, 0]
     left, middle, right = below.subplots(1, 3)

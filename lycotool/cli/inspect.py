@@ -14,7 +14,7 @@ from lycotool.cli import _options as opt
 from lycotool.cli._errors import reported
 from lycotool.cli._output import Output
 from lycotool.cli._text import clean
-from lycotool.errors import CheckError, LycotoolError, OutputError, UsageError
+from lycotool.errors import CheckError, IncompatibleError, LycotoolError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from lycotool.ops._inspect_edit import EditOptions, EditResult
@@ -270,6 +270,8 @@ def inspect(
         reading=opt.reading(alpha_zero, dora_strength, dylora_block_size, legacy_loha_cp, glora_old_scale),
     )
     reports, errors = _run(names, options, out)
+    if options.stats and len(names) == 1 and reports[0].stats is None:
+        raise IncompatibleError("is no adapter: only changes of weights are measured", path=names[0])
     if sort is not None or reverse:
         from lycotool.cli._inspect_list import ordered
 

@@ -1,0 +1,100 @@
+"""``inspect`` of several files: folders, patterns, order, files that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import checkpoint, lora, run, succeed, write
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three adapters and a checkpoint that every order tells apart."""
+    full = {"lora_unet_x.diff": torch.ones(30, 30)}
+    write(tmp_path / "b.safetensors", lora("lora_unet_double_blocks_0_img_mlp_0", rank=4))
+    write(tmp_path / "a.safetensors", {**lora(rank=2), **lora("lora_unet_y", rank=8), **lora("lora_unet_z")})
+    write(tmp_path / "d.safetensors", full)
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "c.safetensors", checkpoint(out=3, width=2))
+    (tmp_path / "notes.txt").write_text("no model")
+    return tmp_path
+
+
+def order(*arguments: object) -> str:
+    """First letters of the files in the table's order."""
+    lines = succeed("inspect", *arguments).stdout.splitlines()[1:]
+    return "".join(Path(line.split()[0]).name[0] for line in lines)
+
+
+def test_a_folder_is_walked_in_order(folder: Path) -> None:
+    assert order(folder) == "abdc"
+    assert order(folder, "--reverse") == "cdba"
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [("name", "abdc"), ("size", "cbad"), ("rank", "dcba"), ("modules", "cbda"), ("algorithm", "cdab")],
+)
+def test_sorting(key: str, expected: str, folder: Path) -> None:
+    assert order(folder, "--sort", key) == expected
+    assert order(folder, "--sort", key, "--reverse")[-1] == expected[0]
+
+
+def test_sorting_by_architecture(folder: Path) -> None:
+    assert order(folder, "--sort", "arch")[0] == "b"  # Flux.1 before unknown
+
+
+def test_sorting_by_strength(folder: Path) -> None:
+    assert order(folder, "--sort", "strength", "--reverse", "--stats", "--device", "cpu")[0] == "d"
+
+
+def test_json_is_sorted_too(folder: Path) -> None:
+    found = json.loads(succeed("inspect", folder, "--sort", "size", "--json").stdout)["files"]
+    assert [file["bytes"] for file in found] == sorted(file["bytes"] for file in found)
+
+
+def test_a_pattern_is_expanded(folder: Path) -> None:
+    assert order(folder / "[ab].safetensors", folder / "sub" / "*.safetensors") == "abc"
+    assert order(folder / "**" / "*.safetensors") == "abdc"
+
+
+def test_a_pattern_without_a_match_is_a_missing_file(folder: Path) -> None:
+    result = run("inspect", folder / "*.nothing")
+    assert result.exit_code == 2
+    assert "no such file" in result.stderr
+
+
+def test_a_file_may_be_named_like_a_pattern(tmp_path: Path) -> None:
+    path = write(tmp_path / "style[v2].safetensors", lora())
+    assert "style[v2].safetensors" in succeed("inspect", path).stdout
+
+
+def test_a_folder_without_models(tmp_path: Path) -> None:
+    result = run("inspect", tmp_path)
+    assert result.exit_code == 2
+    assert "no safetensors files in there" in result.stderr
+
+
+def test_what_cannot_be_read_is_listed_and_decides_the_exit_code(folder: Path) -> None:
+    (folder / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0notjson!")
+    result = run("inspect", folder, folder / "missing.safetensors")
+    assert result.exit_code == 3
+    unreadable = [line for line in result.stdout.splitlines() if "unreadable" in line]
+    assert len(unreadable) == 2
+    assert "not valid JSON" in unreadable[0]
+    assert "no such file" in unreadable[1]
+    assert result.stdout.count("\n") == 1 + 4 + 2
+    assert result.stderr.count("lycotool: error:") == 2
+
+
+def test_json_has_the_errors(folder: Path) -> None:
+    (folder / "broken.safetensors").write_bytes(b"")
+    result = run("inspect", folder, "--json")
+    assert result.exit_code == 3
+    document = json.loads(result.stdout)
+    assert len(document["files"]) == 4
+    (error,) = document["errors"]
+    assert (Path(error["path"]).name, error["exit_code"]) == ("broken.safetensors", 3)
