@@ -17,7 +17,7 @@ from lycotool.errors import NumericError
 from lycotool.formats.keys import dialects
 from lycotool.formats.loaders import LOADERS, refusal
 from lycotool.io.dtypes import FLOATING
-from lycotool.io.hashes import MODEL_HASH
+from lycotool.io.hashes import MODEL_HASH, SPEC_HASH
 from lycotool.io.store import SafetensorsFile, TensorStore
 from lycotool.lazy import torch
 from lycotool.ops._adapter import Adapter, AdapterModule
@@ -273,15 +273,21 @@ def _is_json(text: str) -> bool:
 def hash_findings(rows: Sequence[HashRow]) -> list[Finding]:
     """Stored hashes that are not those of the data."""
     nothing = _HASH_OF_NOTHING[:8]
-    stale = [row for row in rows if row.stale and row.stored and not row.stored.startswith(nothing)]
+    stale = [(row, MODEL_HASH, row.stored) for row in rows if row.stale and row.stored]
+    stale += [
+        (row, SPEC_HASH, row.stored_spec)
+        for row in rows
+        if row.stored_spec and row.stored_spec.lower().removeprefix("0x") != row.data_sha256
+    ]
     return [
         _finding(
             "stale-hash",
-            f"{MODEL_HASH} is {(row.stored or '')[:12]}…, the data's is {row.data_sha256[:12]}…",
-            [MODEL_HASH],
-            "the tensors were changed after it was stored; Civitai and A1111 look files up by it",
+            f"{key} is {stored[:14]}…, the data's hash is {row.data_sha256[:12]}…",
+            [key],
+            "the tensors were changed after it was stored; Civitai and A1111 look files up by such hashes",
         )
-        for row in stale
+        for row, key, stored in stale
+        if not stored.startswith(nothing)
     ]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lycotool.errors import IncompatibleError, OutputError, UsageError
-from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH, legacy_hash
+from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH, SPEC_HASH, legacy_hash
 from lycotool.io.open import open_store
 from lycotool.io.rewrite import header_with, rewrite
 from lycotool.io.store import SafetensorsFile, TensorStore
@@ -112,7 +112,7 @@ def _check_options(name: str, options: EditOptions) -> None:
     for key, value in options.set.items():
         if not key or key == "__metadata__":
             raise UsageError(f"{key!r} cannot be a metadata key")
-        if key in (MODEL_HASH, LEGACY_HASH):
+        if key in (MODEL_HASH, LEGACY_HASH, SPEC_HASH):
             raise UsageError(
                 f"{key} is computed from the file, not set", hint=f"`--unset {key}` takes it out"
             )

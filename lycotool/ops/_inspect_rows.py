@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lycotool.formats.keys import dialect_of
 from lycotool.formats.loaders import LOADERS, ModuleKind, refusal
-from lycotool.io.hashes import MODEL_HASH, file_hashes
+from lycotool.io.hashes import MODEL_HASH, SPEC_HASH, file_hashes
 from lycotool.io.store import SafetensorsFile, TensorStore
 from lycotool.models.block_weights import BlockLabels
 from lycotool.models.families.locate import guess_families
@@ -64,6 +64,7 @@ class LoaderRow:
 class HashRow:
     """Hashes of one file; ``stale`` says that the stored one is not that of its data.
 
+    ``stored_spec`` is ``modelspec.hash_sha256``.
     ``autov2`` and ``autov3`` are how Civitai shortens ``sha256`` and ``data_sha256``.
     """
 
@@ -73,6 +74,7 @@ class HashRow:
     autov3: str
     stored: str | None
     stale: bool
+    stored_spec: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def hash_rows(store: TensorStore) -> list[HashRow]:
         stored = file.metadata.get(MODEL_HASH)
         # LyCORIS hashes the tensors in another order than the file's, and writes a prefix.
         stale = stored is not None and not stored.startswith("0x") and stored != data
-        rows.append(HashRow(whole, whole[:10], data, data[:12], stored, stale))
+        rows.append(HashRow(whole, whole[:10], data, data[:12], stored, stale, file.metadata.get(SPEC_HASH)))
     return rows
 
 

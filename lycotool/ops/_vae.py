@@ -105,7 +105,7 @@ class _Renamed:
         self._entry = entry
         self.path = entry.file.path
         self.metadata: Mapping[str, str] = {}
-        self.tensors: Mapping[str, TensorInfo] = {name: replace(entry.info, shape=shape)}
+        self.tensors: Mapping[str, TensorInfo] = {name: entry.info._replace(shape=shape)}
 
     def read_into(self, name: str, buffer: memoryview) -> None:
         """Fill ``buffer`` with the tensor's bytes."""

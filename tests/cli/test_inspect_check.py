@@ -109,6 +109,14 @@ def test_every_check_has_a_case() -> None:
     assert CASES.keys() | {"pickle"} == CHECKS.keys()
 
 
+def test_the_hash_of_the_model_specification(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", GOOD, {"modelspec.hash_sha256": "0x" + "1" * 64})
+    assert findings(path)["stale-hash"]["modules"] == ["modelspec.hash_sha256"]
+    content = path.read_bytes()
+    right = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    assert findings(write(path, GOOD, {"modelspec.hash_sha256": f"0x{right}"}), code=0) == {}
+
+
 def test_a_pickle(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     torch.save(lora(), path)

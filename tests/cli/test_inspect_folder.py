@@ -35,12 +35,18 @@ def test_a_folder_is_walked_in_order(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "expected"),
-    [("name", "abdc"), ("size", "cbad"), ("rank", "dcba"), ("modules", "cbda"), ("algorithm", "cdab")],
+    ("key", "up", "down"),
+    [
+        ("name", "abdc", "cdba"),
+        ("size", "cbad", "dabc"),
+        ("rank", "dcba", "abdc"),  # equal ones stay in the order of their names
+        ("modules", "cbda", "abdc"),
+        ("algorithm", "cdab", "abdc"),
+    ],
 )
-def test_sorting(key: str, expected: str, folder: Path) -> None:
-    assert order(folder, "--sort", key) == expected
-    assert order(folder, "--sort", key, "--reverse")[-1] == expected[0]
+def test_sorting(key: str, up: str, down: str, folder: Path) -> None:
+    assert order(folder, "--sort", key) == up
+    assert order(folder, "--sort", key, "--reverse") == down
 
 
 def test_sorting_by_architecture(folder: Path) -> None:
