@@ -57,7 +57,7 @@ def limits(options: DataOptions) -> tuple[int, int]:
     assert options.resolution is not None
     step = options.bucket_reso_steps
     longest = options.max_bucket_reso or 2 * max(options.resolution)
-    return options.min_bucket_reso // step * step, -(-longest // step) * step
+    return max(step, options.min_bucket_reso // step * step), -(-longest // step) * step
 
 
 def place(size: Size, options: DataOptions) -> Placement:

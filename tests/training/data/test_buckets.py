@@ -94,6 +94,12 @@ def test_every_image_covers_its_bucket(width, height, side, step, no_upscale):
     assert no_upscale or min(placement.spare) <= 1
 
 
+def test_a_shortest_side_below_the_step_is_the_step():
+    options = DataOptions(resolution=(64, 64), min_bucket_reso=8, bucket_reso_steps=32)
+    assert limits(options) == (32, 128)
+    assert place((1000, 10), options).bucket == (128, 32)
+
+
 def test_without_buckets_every_image_is_cropped_to_the_resolution():
     options = DataOptions(resolution=(512, 256), enable_bucket=False)
     placement = place((1000, 1000), options)

@@ -71,6 +71,10 @@ def test_values_out_of_range(name, value, expected):
             {"resolution": (500, 512), "enable_bucket": False},
             "without buckets its sides must be multiples of 8",
         ),
+        (
+            {"resolution": (32, 32), "min_bucket_reso": 8},
+            "`bucket_reso_steps` is 64, more than the resolution's 32",
+        ),
         ({"cache_dir": "x"}, "`cache_dir` has no effect: nothing is cached on disk"),
         ({"cache_latents": "disk", "random_crop": True}, "`random_crop` leaves nothing to cache on disk"),
     ],
