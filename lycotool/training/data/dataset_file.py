@@ -2,7 +2,8 @@
 
 The lowest place that has a key wins: subset, dataset, general, command line. Unlike there, a
 key that lycotool has no use for is an error unless its value changes nothing, and all bad keys
-are reported together. Relative paths are relative to the current folder, or, where they lead
+are reported together. What is left out has lycotool's defaults: buckets are on, captions are in
+``.txt`` or ``.caption``. Relative paths are relative to the current folder, or, where they lead
 nowhere from there, to the file.
 """
 

@@ -98,7 +98,8 @@ def _listing(folder: Path) -> tuple[list[Path], list[Path]]:
         If there is no such folder, or it may not be read.
     """
     try:
-        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        # By name and not by path: paths of Windows are compared without regard to case.
+        inside = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
     except OSError as error:
         raise UsageError(
             f"cannot be read as a folder: {(error.strerror or str(error)).lower()}", path=folder
@@ -113,7 +114,7 @@ def _nested(folders: Sequence[Path], options: DataOptions, findings: Findings) -
     for folder in folders:
         inside = [
             path
-            for path in sorted(folder.rglob("*"))
+            for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix())
             if path.suffix.lower() in EXTENSIONS and path.is_file() and not _hidden(path, folder)
         ]
         if inside and not options.recursive:
