@@ -24,6 +24,10 @@ _STALE = frozenset({MODEL_HASH, LEGACY_HASH, SPEC_HASH, "lora_adapter_metadata",
 #: Entries that are no longer true once tensors are saved in another dtype.
 _OF_DTYPES = frozenset({"modelspec.unet_dtype", "modelspec.vae_dtype"})
 
+#: Families whose keys tell the published model; others share theirs with relatives (SD 2 at 512
+#: and 768, Flux dev and Kontext, Wan 2.1 and 2.2).
+_TOLD_BY_KEYS = frozenset({"sd1", "sdxl", "chroma", "lumina2"})
+
 
 def file_sha256(adapter: Adapter) -> str:
     """SHA-256 of an adapter's weights, over all its files in order."""
@@ -102,7 +106,7 @@ def _stem(name: str) -> str:
 
 
 def _architecture(store: TensorStore) -> str | None:
-    """The standard's name of the model, from its keys; None where the field has none."""
+    """The standard's name of the model, from its keys; None where they do not tell."""
     widths: dict[str, int] = {}
     names = []
     for key, entry in store.entries.items():
@@ -112,6 +116,6 @@ def _architecture(store: TensorStore) -> str | None:
         if len(entry.info.shape) > 1:
             widths[names[-1]] = entry.info.shape[1]
     found = guess_families(names, widths, {}) if names else []
-    if len(found) != 1:
+    if len(found) != 1 or found[0] not in _TOLD_BY_KEYS:
         return None
-    return FAMILIES[found[0]].model_spec.removesuffix("/lora") or None
+    return FAMILIES[found[0]].model_spec.removesuffix("/lora")
