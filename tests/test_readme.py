@@ -7,6 +7,8 @@ from pathlib import Path
 from lycotool.algorithms import ALGORITHMS, dora
 from lycotool.algorithms.base import Algorithm
 from lycotool.formats.dialects import DIALECTS, Dialect
+from lycotool.linalg.merging.base import Method
+from lycotool.linalg.merging.methods import METHODS, OPTIONS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -40,3 +42,15 @@ def test_formats_table() -> None:
         return f"| `{dialect.name}` | {dialect.title} | {algorithms} | {yes(dialect.use_conv_cp)} | {axes} |"
 
     assert sorted(table[2:]) == sorted(line(dialect) for dialect in DIALECTS.values())
+
+
+def test_methods_table() -> None:
+    text = README.read_text(encoding="utf-8")
+    table = text.split("<!-- table: methods -->")[1].split("<!-- end -->")[0].strip().splitlines()
+
+    def line(method: Method) -> str:
+        options = ", ".join(f"`--{option}`" for option in OPTIONS if option in method.options)
+        count = "two" if method.adapters == (2, 2) else "any"
+        return f"| `{method.name}` | {method.summary} | {count} | {options or '–'} | {method.citation} |"
+
+    assert table[2:] == [line(method) for method in METHODS.values()]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, cast
 
 import typer
 
@@ -10,7 +11,8 @@ from lycotool.cli import _options as opt
 from lycotool.cli._errors import reported
 from lycotool.cli._groups import given, with_options
 from lycotool.cli._output import Output
-from lycotool.cli._report import show_adapter_merge, show_bake
+from lycotool.cli._report import show_merge, show_replay
+from lycotool.errors import UsageError
 
 EPILOG = """Examples:
 
@@ -18,9 +20,13 @@ lycotool merge model.safetensors style.safetensors:0.8 character.safetensors
 
 lycotool merge a.safetensors:0.6 b.safetensors:0.4:te=0 -o ab.safetensors
 
-lycotool merge a.safetensors b.safetensors:0.7:density=0.3 --method ties --density 0.5 --rank 32"""
+lycotool merge a.safetensors b.safetensors:0.7:density=0.3 --method ties --density 0.5 --rank 32
 
-_METHOD, _RANKS, _OUTPUT, _COMPUTE = "Method", "Ranks", "Output", "Computing"
+lycotool merge --recipe mix.toml --lambda 0.8
+
+lycotool merge --replay mix.safetensors --inputs-dir loras"""
+
+_METHOD, _RANKS, _OUTPUT, _COMPUTE, _RECIPES = "Method", "Ranks", "Output", "Computing", "Recipes"
 
 METHODS = Literal[
     "exact",
@@ -44,6 +50,11 @@ class _Files:
         Literal["first", "union", "none"] | None,
         typer.Option("--metadata", help="Whose metadata an adapter merge keeps.", rich_help_panel=_OUTPUT,
                      show_default="first"),
+    ] = None  # fmt: skip
+    title: Annotated[
+        str | None,
+        typer.Option("--title", metavar="TEXT", rich_help_panel=_OUTPUT, show_default="the output's name",
+                     help="modelspec.title of a checkpoint."),
     ] = None  # fmt: skip
     shard_size: opt.ShardSizeOption = None
     verify: opt.VerifyOption = False
@@ -113,6 +124,20 @@ class _Method:
                      help="For dare, dare-ties and della; recorded in the metadata."),
     ] = None  # fmt: skip
 
+    compat: Annotated[
+        Literal["none", "kohya"],
+        typer.Option("--compat", rich_help_panel=_METHOD,
+                     help="kohya: what sd-scripts' merge_lora.py makes of plain LoRAs, for old recipes. It weighs both "
+                     "factors, so that one adapter at w becomes w·|w|·ΔW (0.5 gives 0.25), and adds factors, which "
+                     "mixes the adapters; alpha is the first's. Takes no method, rank or block weights."),
+    ] = "none"  # fmt: skip
+    concat: Annotated[
+        bool,
+        typer.Option("--concat", rich_help_panel=_METHOD,
+                     help="With `--compat kohya`, its --concat: ranks side by side under the first alpha, so that each "
+                     "change counts w·|w|·r/Σr (two alike at 1 give half their sum)."),
+    ] = False  # fmt: skip
+
 
 class _Ranks:
     rank: Annotated[
@@ -169,15 +194,39 @@ class _Reading:
     glora_old_scale: opt.GloraScaleOption = "twice"
 
 
-#: Options that say how to report, not what to merge.
-_REPORTS = frozenset({"json", "quiet", "help"})
+class _Recipe:
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="FILE.toml", rich_help_panel=_RECIPES,
+                     help="Read inputs and options from a TOML file: `inputs = [\"base.safetensors\", "
+                     "\"style.safetensors:0.7\"]` and options by their names, as `method = \"ties\"`. What the command "
+                     "line says wins; relative paths start at the file's folder."),
+    ] = None  # fmt: skip
+    replay: Annotated[
+        str | None,
+        typer.Option("--replay", metavar="OUTPUT", rich_help_panel=_RECIPES,
+                     help="Merge again what OUTPUT's metadata say it was merged from, and compare the bytes (exit code "
+                     "10). Inputs must have the hashes recorded. Without `-o` writes OUTPUT-replayed."),
+    ] = None  # fmt: skip
+    inputs_dir: Annotated[
+        list[str] | None,
+        typer.Option("--inputs-dir", metavar="DIR", rich_help_panel=_RECIPES,
+                     show_default="OUTPUT's folder, then this one",
+                     help="Where `--replay` looks for the inputs first; can be given several times."),
+    ] = None  # fmt: skip
+
+
+#: Options that say how to report, or where to find what to merge.
+_OTHERS = frozenset({"json", "quiet", "help", "recipe", "replay", "inputs-dir"})
 
 
 @reported
-@with_options(_Files, _Method, _Ranks, _Strengths, _Computing, _Reading)
+@with_options(_Files, _Method, _Ranks, _Strengths, _Recipe, _Computing, _Reading)
 def merge(
     context: typer.Context,
-    base: Annotated[str, typer.Argument(metavar="BASE", help="A checkpoint, or an adapter (`FILE:W`).")],
+    base: Annotated[
+        str | None, typer.Argument(metavar="BASE", help="A checkpoint, or an adapter (`FILE:W`).")
+    ] = None,
     adapters: Annotated[
         list[str] | None,
         typer.Argument(metavar="[ADAPTER[:W]...]", help="Adapters, each with its strength."),
@@ -189,19 +238,52 @@ def merge(
     By default the result is exact: W + Σ w·ΔW for a checkpoint, one adapter equal to Σ w·ΔW
     for adapters. `--method` combines the changes otherwise; strengths, `--te`, `--unet` and
     block weights are the adapters' weights in it. Algorithms the registry's rules refuse end
-    with exit code 9; `--rebuild` overrides. Prints the path that was written.
+    with exit code 9; `--rebuild` overrides. The metadata record inputs, hashes and options, so
+    that `--replay` gives the same bytes. Prints the path that was written.
     """
     from lycotool.ops._merge_options import merge_options
-    from lycotool.ops.bake import BakeResult
+    from lycotool.ops._recipe import Recipe, read_recipe
     from lycotool.ops.merge import merge as run
+    from lycotool.ops.replay import replay
 
     out = Output(json=bool(options["json_output"]), quiet=bool(options["quiet"]))
     explicit, defaults = given(context)
-    values = {name: value for name, value in {**defaults, **explicit}.items() if name not in _REPORTS}
-    inputs = [opt.weighted(text, methods=True) for text in (base, *(adapters or ()))]
+    named = [text for text in (base, *(adapters or ())) if text is not None]
+    values = {name: value for name, value in explicit.items() if name not in _OTHERS}
+    if explicit.get("replay") is not None:
+        _check_replay(explicit, named)
+        folders = cast("list[str]", explicit.get("inputs-dir") or [])
+        with out.progress() as bar:
+            again = replay(str(explicit["replay"]), folders, values, progress=bar)
+        show_replay(out, again, str(explicit["replay"]))
+        return
+    if "inputs-dir" in explicit:
+        raise UsageError("`--inputs-dir` goes with `--replay`")
+    recipe = Recipe() if explicit.get("recipe") is None else read_recipe(str(explicit["recipe"]))
+    if named:
+        recipe = Recipe(tuple(opt.weighted(text, methods=True) for text in named), recipe.values)
+    if not recipe.inputs:
+        raise UsageError("Missing argument 'BASE'", hint="name what to merge, or a `--recipe` that does")
+    plain = {name: value for name, value in defaults.items() if name not in _OTHERS}
+    chosen = merge_options({**plain, **recipe.values, **values})
+    known = recipe.checked_hashes(allow_pickle=chosen.allow_pickle)
     with out.progress() as bar:
-        result = run(inputs[0], inputs[1:], merge_options(values), progress=bar)
-    if isinstance(result, BakeResult):
-        show_bake(out, result)
-    else:
-        show_adapter_merge(out, result)
+        result = run(recipe.inputs[0], recipe.inputs[1:], chosen, progress=bar, known_hashes=known)
+    show_merge(out, result)
+
+
+def _check_replay(explicit: Mapping[str, object], named: Sequence[str]) -> None:
+    """Refuse what would change the result that is to be made again.
+
+    Raises
+    ------
+    UsageError
+        Naming it.
+    """
+    from lycotool.ops._merge_options import OPTIONS
+
+    if named:
+        raise UsageError("`--replay` knows its inputs: name none", hint="`--inputs-dir` says where they are")
+    for name in explicit:
+        if name == "recipe" or (name in OPTIONS and OPTIONS[name].changes_result):
+            raise UsageError(f"`--replay` makes the same file again: --{name} does not go with it")

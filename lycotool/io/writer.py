@@ -62,7 +62,8 @@ class FilePlan:
     With ``hashed``, ``sshs_model_hash`` and ``sshs_legacy_hash`` are computed while the data
     is written and take their place in the metadata; with ``spec_hashed`` so does
     ``modelspec.hash_sha256``. The tensors in ``last`` are asked for after all others, because
-    only then are they known; their place in the file is the same.
+    only then are they known; their place in the file is the same. ``settle`` gives metadata that
+    are known only when the data has been written; what stands for them until then is as long.
     """
 
     tensors: Mapping[str, TensorPlan]
@@ -70,6 +71,7 @@ class FilePlan:
     hashed: bool = False
     spec_hashed: bool = False
     last: frozenset[str] = frozenset()
+    settle: Callable[[], Mapping[str, str]] | None = None
 
     def __post_init__(self) -> None:
         place = {dtype: -index for index, dtype in enumerate(DTYPE_BITS)}
@@ -81,10 +83,12 @@ class FilePlan:
         """Size of the file."""
         return len(self.header()) + sum(plan.nbytes for plan in self.tensors.values())
 
-    def header(self, hashes: Mapping[str, str] = PLACEHOLDERS) -> bytes:
-        """Length prefix and JSON, with these values for the hashes."""
+    def header(
+        self, hashes: Mapping[str, str] = PLACEHOLDERS, settled: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Length prefix and JSON, with these values for the hashes and for what was settled."""
         kept = {k: v for k, v in hashes.items() if (self.spec_hashed if k == SPEC_HASH else self.hashed)}
-        return self._encode({**self.metadata, **kept})
+        return self._encode({**self.metadata, **kept, **(settled or {})})
 
     def legacy_header(self) -> bytes:
         """The header ``sshs_legacy_hash`` is defined on: ``ss_*`` metadata alone."""
@@ -350,10 +354,15 @@ def _fill(
                 _finish(waiting)
                 digests[name] = digest.digest()
         _finish(waiting)
-    if is_hashed:
-        hasher = running or _hashed_again(descriptor, plan, len(header))
+    if is_hashed or plan.settle is not None:
+        hashes: Mapping[str, str] = {}
+        if is_hashed:
+            hashes = (running or _hashed_again(descriptor, plan, len(header))).metadata()
+        final = plan.header(hashes, None if plan.settle is None else plan.settle())
+        if len(final) != len(header):
+            raise AssertionError(f"the header has {len(final)} bytes where {len(header)} were left for it")
         os.lseek(descriptor, 0, os.SEEK_SET)
-        _write_all(descriptor, memoryview(plan.header(hasher.metadata())))
+        _write_all(descriptor, memoryview(final))
     return digests
 
 

@@ -40,6 +40,8 @@ class Contents:
         Of a checkpoint that is no diffusers folder.
     provenance
         What files of a diffusers folder carry beside their own metadata, when they change.
+    settle
+        What of that is known only when the data has been written; see :class:`FilePlan`.
     changed
         The tensors that change.
     late
@@ -59,6 +61,7 @@ class Contents:
     dequantised: frozenset[str]
     hashed: bool
     spec_hashed: bool
+    settle: Callable[[], Mapping[str, str]] | None = None
 
     @property
     def together(self) -> dict[str, str]:
@@ -164,7 +167,8 @@ def _file(name: str, keys: Mapping[str, str], contents: Contents, metadata: Mapp
     """One file of several, without hashes: those are of a whole checkpoint."""
     plans = {inside: contents.plans[key] for inside, key in keys.items()}
     last = frozenset(inside for inside, key in keys.items() if key in contents.late)
-    return OutputFile(name, FilePlan(plans, metadata, last=last), keys)
+    settle = contents.settle if contents.provenance.keys() <= metadata.keys() else None
+    return OutputFile(name, FilePlan(plans, metadata, last=last, settle=settle), keys)
 
 
 def _whole(name: str, contents: Contents) -> OutputFile:

@@ -40,7 +40,7 @@ from lycotool.ops._convert_forms import (
 from lycotool.ops._convert_metadata import metadata_for, peft_config
 from lycotool.ops._convert_plan import Plan, Target, obstacle
 from lycotool.ops._convert_render import Rendered, render
-from lycotool.ops._convert_verify import Claim, relative_difference, same_bits
+from lycotool.ops._verify import Claim, relative_difference, same_bits
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast, get_args
 
 from lycotool.algorithms.base import Reading
@@ -15,7 +15,28 @@ from lycotool.ops._methods import MethodOptions
 from lycotool.ops._sizes import parse_size
 from lycotool.ops._strengths import StrengthOptions
 from lycotool.ops._truncate import RankOptions
-from lycotool.ops.merge import MergeOptions
+from lycotool.ops.bake import BakeOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeOptions(BakeOptions):
+    """What `merge` has beside the common options.
+
+    ``rebuild`` overrides the registry's rules. ``base`` is a checkpoint for algorithms whose
+    change depends on it. ``metadata`` says whose metadata an adapter merge keeps; None is
+    ``first``. ``compat`` ``kohya`` repeats sd-scripts' sums of factors, with ``concat`` its
+    concatenation. ``title`` is a checkpoint's ``modelspec.title``; None is the output's name.
+    """
+
+    rebuild: bool = False
+    base: str | None = None
+    metadata: Literal["first", "union", "none"] | None = None
+    compat: Literal["none", "kohya"] = "none"
+    concat: bool = False
+    title: str | None = None
+    method: MethodOptions = field(default_factory=MethodOptions)
+    ranks: RankOptions = field(default_factory=RankOptions)
+
 
 Group = Literal["merge", "reading", "strengths", "method", "ranks"]
 
@@ -71,6 +92,9 @@ OPTIONS: Mapping[str, Option] = {
     "allow-pickle": Option("merge", "allow_pickle", "switch", changes_result=False),
     "rebuild": Option("merge", "rebuild", "switch"),
     "base": Option("merge", "base", is_path=True),
+    "compat": Option("merge", "compat", choices=("none", "kohya")),
+    "concat": Option("merge", "concat", "switch"),
+    "title": Option("merge", "title"),
     "metadata": Option("merge", "metadata", choices=("first", "union", "none")),
     "method": Option("method", "method", choices=tuple(METHODS)),
     "density": Option("method", "density", "number"),

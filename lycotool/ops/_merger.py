@@ -77,6 +77,15 @@ class Merger:
         self._in_one_form = in_one_form
         self.warnings: list[str] = []
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the method needs the changes themselves."""
+        return self._combination.is_dense
+
+    def load(self, part: Part) -> Bound:
+        """A part's tensors in float32 on the device."""
+        return part.adapter.load(part.module, self._device, torch.float32)
+
     def check(self, groups: Sequence[Group]) -> None:
         """Find what cannot be merged before any tensor is read.
 
@@ -166,6 +175,16 @@ class Merger:
         label = "lora (cp)" if "lora_mid.weight" in slots else "lora"
         return self._saved(group, slots, label)
 
+    def as_stored(self, group: Group, factors: Mapping[str, Tensor], alpha: float) -> Merged:
+        """A LoRA of factors that go with an alpha other than their rank."""
+        merged = self._saved(group, factors, "lora")
+        slots = {**merged.make(), "alpha": alpha_tensor(alpha, merged.make())}
+        return self._planned(slots, "lora", factors["lora_down.weight"].shape[0])
+
+    def base_weight(self, group: Group) -> Tensor | None:
+        """The layer's weight in the base checkpoint, where there is one."""
+        return None if self._layer(group) is None else self._base_weight(group)
+
     def shape(self, group: Group) -> Shape:
         """The layer's weight shape: from the base, from a part that tells it, or by its name."""
         layer = self._layer(group)
@@ -193,13 +212,11 @@ class Merger:
         return (rows, columns // math.prod(kernel), *kernel)
 
     def _bounds(self, group: Group) -> list[tuple[Bound, float]]:
-        return [
-            (part.adapter.load(part.module, self._device, torch.float32), part.weight) for part in group.parts
-        ]
+        return [(self.load(part), part.weight) for part in group.parts]
 
     def _kept(self, part: Part) -> Merged:
         """One adapter's module in its own form, its weight folded into one factor."""
-        part.adapter.load(part.module, self._device, torch.float32)  # refuses NaN and Inf
+        self.load(part)  # refuses NaN and Inf
         slots = kept_form(part.adapter, part.module, weight=part.weight, save=self._cast)
         return self._planned(slots, part.module.detected.label, part.module.dims.rank)
 

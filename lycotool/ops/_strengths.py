@@ -16,6 +16,9 @@ from lycotool.ops._render import outline
 
 _MAX_PRESET_BYTES = 2**20
 
+#: Values for a merge method that an adapter may have of its own.
+_OWN = ("density", "gamma", "epsilon")
+
 
 @dataclass(frozen=True, slots=True)
 class StrengthOptions:
@@ -40,6 +43,8 @@ class Weighted:
     ----------
     strength
         What the user gave for the whole adapter.
+    lbw
+        The block weights as text; a list where the user named a file.
     """
 
     adapter: Adapter
@@ -49,6 +54,7 @@ class Weighted:
     blocks: BlockWeights | None = field(default=None, compare=False)
     lbw: str | None = None
     lbw_rules: tuple[str, ...] = ()
+    named: AdapterInput | None = None
 
     def of(self, module: str) -> float:
         """The strength of one module."""
@@ -65,6 +71,15 @@ class Weighted:
         if self.blocks is not None:
             found |= {"lbw": self.lbw, "lbw_rules": list(self.lbw_rules)}
         return found
+
+    @property
+    def described(self) -> dict[str, object]:
+        """What a recipe says of it beside its file and the rules for all: every factor in effect."""
+        said: dict[str, object] = {"strength": self.strength}
+        said |= {name: value for name, value in (("te", self.te), ("unet", self.unet)) if value != 1.0}
+        if self.lbw is not None:
+            said["lbw"] = self.lbw
+        return said | {name: value for name in _OWN if (value := getattr(self.named, name, None)) is not None}
 
     @property
     def report(self) -> AdapterReport:
@@ -95,7 +110,8 @@ def weigh(adapter: Adapter, named: AdapterInput, options: StrengthOptions) -> We
     if text is not None or options.lbw_rules:
         family = _family(adapter)
         try:
-            weights = None if text is None else parse_weights(_from_file(text))
+            text = None if text is None else _from_file(text)
+            weights = None if text is None else parse_weights(text)
             blocks = BlockWeights(family, weights, options.lbw_rules)
         except ValueError as error:
             raise UsageError(str(error), path=named.path) from None
@@ -107,6 +123,7 @@ def weigh(adapter: Adapter, named: AdapterInput, options: StrengthOptions) -> We
         blocks,
         text,
         options.lbw_rules,
+        named,
     )
 
 

@@ -105,12 +105,15 @@ class Truncation:
     ----------
     relative_error
         ``√(Σ σ²_discarded / Σ σ²)`` over the truncated layers.
+    left
+        ``Σ σ²_discarded`` of each.
     """
 
     def __init__(self, merger: Merger, options: RankOptions) -> None:
         self._merger = merger
         self._options = options
         self.relative_error = 0.0
+        self.left: dict[tuple[str, str], float] = {}
 
     def merge(
         self,
@@ -135,7 +138,11 @@ class Truncation:
             lambda: size_of([(g, carried.get(g.place) or self._at_rank_1(g)) for g in groups]),
             path,
         )
-        self.relative_error = _relative_error(candidates, picked)
+        for candidate, rank in zip(candidates, picked, strict=True):
+            kept = float(candidate.values[:rank].square().sum())
+            self.left[candidate.group.place] = max(0.0, candidate.total - kept)
+        total = sum(candidate.total for candidate in candidates)
+        self.relative_error = math.sqrt(sum(self.left.values()) / total) if total else 0.0
         made: dict[tuple[str, str], Merged] = dict(carried)
         for candidate, rank in zip(candidates, picked, strict=True):
             made[candidate.group.place] = self._truncated(candidate, rank)
@@ -231,11 +238,3 @@ class Truncation:
         if rank < factors.rank:
             factors = candidate.spectrum.truncated(rank, factors.folded())
         return self._merger.as_lora(group, factors, self._merger.bias(group))
-
-
-def _relative_error(candidates: Sequence[_Candidate], picked: Sequence[int]) -> float:
-    total = lost = 0.0
-    for candidate, rank in zip(candidates, picked, strict=True):
-        total += candidate.total
-        lost += max(0.0, candidate.total - float(candidate.values[:rank].square().sum()))
-    return math.sqrt(lost / total) if total else 0.0

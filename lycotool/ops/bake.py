@@ -43,6 +43,7 @@ from lycotool.ops._common import (
     saved_dtype,
 )
 from lycotool.ops._methods import Combination
+from lycotool.ops._origin import Origin
 from lycotool.ops._quantised import dequantised, packed_in, require_readable, scaled_in
 from lycotool.ops._strengths import StrengthOptions, Weighted, weigh
 from lycotool.ops._vae import with_vae
@@ -212,6 +213,8 @@ def fold(
     command: str,
     progress: Progress,
     combination: Combination | None = None,
+    origin_of_merge: Origin | None = None,
+    title: str | None = None,
 ) -> BakeResult:
     """Fold opened adapters into an opened checkpoint; what `bake` and `merge` share.
 
@@ -219,6 +222,10 @@ def fold(
     ----------
     combination
         How the adapters' changes of one layer become one; None is their sum.
+    origin_of_merge
+        What the metadata says the result was made from; None is what `bake` says.
+    title
+        The result's ``modelspec.title``; None is the output's name.
     """
     with ExitStack() as files:
         inputs = [path for source in (store, *(a.adapter.store for a in adapters)) for path in source.files]
@@ -233,7 +240,11 @@ def fold(
         if combination is not None and combination.is_dense:
             source = replace(source, combined=CombinedEdits(adapters, combination))
             copies += _COPIES_PER_ADAPTER * len(adapters)
-        contents = _contents(store, source, adapters, _title(output, store), options, command)
+        contents = _contents(
+            store, source, adapters, title or title_of(output, store), options, command, origin_of_merge
+        )
+        if title is not None and not has_spec(contents.metadata):
+            raise UsageError("--title is modelspec.title, and this checkpoint's metadata have no modelspec")
         layout = lay_out(target, output, store, contents, options.shard_size)
         edited = [source.store.info(key).numel for key in source.plans if not source.is_copied(key)]
         result = BakeResult(
@@ -274,16 +285,26 @@ def _contents(
     title: str,
     options: BakeOptions,
     command: str,
+    origin_of_merge: Origin | None,
 ) -> Contents:
-    hashes = ["" if options.dry_run else file_sha256(weighted.adapter) for weighted in adapters]
-    more: dict[str, object] = {"unbake": True} if options.unbake else {}
-    if options.vae is not None:
-        more["vae"] = Path(options.vae).name
-    made = origin(command, store, adapters, hashes, **more)
+    if origin_of_merge is not None:
+        origin_of_merge.begin()
+        hashes = [origin_of_merge.sha256(weighted.adapter.store) for weighted in adapters]
+    else:
+        hashes = ["" if options.dry_run else file_sha256(weighted.adapter) for weighted in adapters]
     merged = [(Path(a.adapter.path).stem, sha256) for a, sha256 in zip(adapters, hashes, strict=True)]
     metadata = checkpoint_metadata(
         source.store, title, [] if options.unbake else merged, keeps_dtypes=options.dtype == "keep"
     )
+    if origin_of_merge is not None:
+        if has_spec(metadata):  # else nothing depends on the title, which is the output's name
+            origin_of_merge = origin_of_merge.with_value("title", title)
+        made = origin_of_merge.metadata()
+    else:
+        more: dict[str, object] = {"unbake": True} if options.unbake else {}
+        if options.vae is not None:
+            more["vae"] = Path(options.vae).name
+        made = origin(command, store, adapters, hashes, **more)
     return Contents(
         plans=source.plans,
         metadata=metadata | made,
@@ -294,6 +315,7 @@ def _contents(
         dequantised=frozenset(scaled_in(store)) - source.scaled.keys(),
         hashed=bool({MODEL_HASH, LEGACY_HASH} & store.metadata.keys()),
         spec_hashed=has_spec(metadata),
+        settle=None if origin_of_merge is None else origin_of_merge.settled,
     )
 
 
@@ -329,7 +351,7 @@ def _write(
     )
 
 
-def _title(output: str, store: TensorStore) -> str:
+def title_of(output: str, store: TensorStore) -> str:
     """The new checkpoint's name: the file's, or the old one's where the file has none."""
     return stem_of(Path(store.path if output == "-" else output).name)
 

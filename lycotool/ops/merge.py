@@ -19,75 +19,25 @@ overrides them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
 
-from lycotool.errors import IncompatibleError, RefusedError, UsageError
-from lycotool.formats.keys import SPELLED
+from lycotool.devices import resolve_device
+from lycotool.errors import RefusedError, UsageError
 from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
-from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
 from lycotool.ops._adapter import Adapter, AdapterInput, AdapterModule, is_adapter, read_adapter
-from lycotool.ops._common import (
-    AdapterReport,
-    NoProgress,
-    Progress,
-    as_bytes,
-    check_suffix,
-    default_name,
-    provenance,
-)
-from lycotool.ops._merge_parts import Group, by_layer
-from lycotool.ops._merger import Merged, Merger
+from lycotool.ops._common import NoProgress, Progress, default_name
+from lycotool.ops._merge_adapters import AdapterMergeResult, merge_adapters
+from lycotool.ops._merge_kohya import refuse_with_kohya
+from lycotool.ops._merge_options import OPTIONS, MergeOptions, values_of
 from lycotool.ops._methods import Combination, MethodOptions, resolve
-from lycotool.ops._naming import NamingStyle
+from lycotool.ops._origin import Hashes, Origin
 from lycotool.ops._quantised import dequantised
-from lycotool.ops._render import STALE_METADATA, network_arguments
 from lycotool.ops._strengths import StrengthOptions, Weighted, weigh
-from lycotool.ops._truncate import RankOptions, Truncation
-from lycotool.ops.bake import BakeOptions, BakeResult, fold, open_adapters
+from lycotool.ops.bake import BakeResult, fold, open_adapters
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeOptions(BakeOptions):
-    """What `merge` has beside the common options.
-
-    ``rebuild`` overrides the registry's rules. ``base`` is a checkpoint for algorithms whose
-    change depends on it. ``metadata`` says whose metadata an adapter merge keeps; None is
-    ``first``.
-    """
-
-    rebuild: bool = False
-    base: str | None = None
-    metadata: Literal["first", "union", "none"] | None = None
-    method: MethodOptions = field(default_factory=MethodOptions)
-    ranks: RankOptions = field(default_factory=RankOptions)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterMergeResult:
-    """The adapter that was written, or would be.
-
-    ``relative_error`` is what truncation left out of the combined change; None where nothing
-    was truncated.
-    """
-
-    output: str
-    method: str
-    modules: int
-    algorithms: dict[str, int]
-    tensors: int
-    nbytes: int
-    adapters: tuple[AdapterReport, ...]
-    warnings: tuple[str, ...]
-    dry_run: bool
-    relative_error: float | None = None
+__all__ = ["AdapterMergeResult", "MergeOptions", "merge"]
 
 
 def merge(
@@ -96,8 +46,14 @@ def merge(
     options: MergeOptions,
     *,
     progress: Progress | None = None,
+    known_hashes: Mapping[str, str] | None = None,
 ) -> BakeResult | AdapterMergeResult:
     """Merge ``adapters`` into ``base``, a checkpoint or an adapter.
+
+    Parameters
+    ----------
+    known_hashes
+        SHA-256 of inputs that have been computed already, by what the user named.
 
     Raises
     ------
@@ -124,6 +80,7 @@ def merge(
                 "there is nothing to merge", hint="name an adapter, or weigh this one's blocks with `--lbw`"
             )
         named = [base, *adapters] if into_adapter else adapters
+        refuse_with_kohya(options, named, into_adapter=into_adapter)
         combination = resolve(options.method, named, truncated=options.ranks.truncates)
         options.ranks.check()
         for weighted in opened:
@@ -131,17 +88,49 @@ def merge(
                 _obey_rules(weighted.adapter)
         ending = "" if store.kind == "diffusers" else ".safetensors"
         name = options.output or default_name([base.path, *(a.path for a in adapters)], ending)
-        if not into_adapter:
-            _refuse_adapter_options(options)
-            return fold(
-                store, opened, name, options, command="merge", progress=progress, combination=combination
-            )
-        _refuse_checkpoint_options(options)
-        base_store = None
-        if options.base is not None:
-            base_store = files.enter_context(open_store(options.base, allow_pickle=options.allow_pickle))
-            base_store = dequantised(base_store)
-        return _merge_adapters(opened, base_store, name, options, combination, progress)
+        also = {
+            option: files.enter_context(open_store(path, allow_pickle=options.allow_pickle))
+            for option, path in (("base", options.base), ("vae", options.vae))
+            if path is not None
+        }
+        checkpoint = None if into_adapter else store
+        hashes = None if options.dry_run else files.enter_context(Hashes(known_hashes or {}))
+        origin = Origin(_described(checkpoint, opened), also, _recorded(options, combination), hashes)
+        if checkpoint is None:
+            _refuse_checkpoint_options(options)
+            weights = dequantised(also["base"]) if "base" in also else None
+            return merge_adapters(opened, weights, name, options, combination, origin, progress)
+        _refuse_adapter_options(options)
+        return fold(
+            checkpoint, opened, name, options, command="merge", progress=progress, combination=combination,
+            origin_of_merge=origin, title=options.title,
+        )  # fmt: skip
+
+
+def _described(
+    checkpoint: TensorStore | None, adapters: Sequence[Weighted]
+) -> list[tuple[TensorStore, Mapping[str, object]]]:
+    """The inputs in order, with what the recipe says of each beside its name."""
+    first: list[tuple[TensorStore, Mapping[str, object]]] = [] if checkpoint is None else [(checkpoint, {})]
+    return first + [(weighted.adapter.store, weighted.described) for weighted in adapters]
+
+
+def _recorded(options: MergeOptions, combination: Combination) -> dict[str, object]:
+    """The options that the result depends on, as a recipe has them.
+
+    Factors for all adapters are part of what is said of each; the method and the seed of a
+    random one are named even where they are the default. Results are equal to the bit on
+    devices of one kind.
+    """
+    values = {name: value for name, value in values_of(options).items() if OPTIONS[name].changes_result}
+    for name in ("te", "unet", "lbw", "base", "vae"):
+        values.pop(name, None)
+    if options.compat == "none":
+        values["method"] = combination.method.name
+    if combination.method.is_random:
+        values["seed"] = combination.seed
+    values["device"] = resolve_device(options.device).type
+    return values
 
 
 def _is_idle(base: AdapterInput, options: MergeOptions) -> bool:
@@ -158,18 +147,14 @@ def _refuse_adapter_options(options: MergeOptions) -> None:
     UsageError
         Naming the first such option.
     """
-    given = {
-        "--rank, --conv-rank, --size and --error": options.ranks.truncates,
-        "--base": options.base is not None,
-        "--metadata": options.metadata is not None,
-    }
-    for name, is_given in given.items():
-        if is_given:
-            raise UsageError(
-                f"{name} are for a result that is an adapter; BASE is a checkpoint here"
-                if "," in name
-                else f"{name} is for a result that is an adapter; BASE is a checkpoint here"
-            )
+    _refuse(
+        {
+            "--rank, --conv-rank, --size or --error": options.ranks.truncates,
+            "--base": options.base is not None,
+            "--metadata": options.metadata is not None,
+        },
+        "BASE is a checkpoint here, it is for a result that is an adapter",
+    )
 
 
 def _refuse_checkpoint_options(options: MergeOptions) -> None:
@@ -180,14 +165,20 @@ def _refuse_checkpoint_options(options: MergeOptions) -> None:
     UsageError
         Naming the first such option.
     """
-    given = {
-        "--shard-size": options.shard_size is not None,
-        "--vae": options.vae is not None,
-        "--verify": options.verify,
-    }
+    _refuse(
+        {
+            "--shard-size": options.shard_size is not None,
+            "--vae": options.vae is not None,
+            "--title": options.title is not None,
+        },
+        "BASE is an adapter here, it is for a result that is a checkpoint",
+    )
+
+
+def _refuse(given: Mapping[str, bool], reason: str) -> None:
     for name, is_given in given.items():
         if is_given:
-            raise UsageError(f"{name} is for a result that is a checkpoint; BASE is an adapter here")
+            raise UsageError(f"{name}: {reason}")
 
 
 def _obey_rules(adapter: Adapter) -> None:
@@ -215,157 +206,3 @@ def _obey_rules(adapter: Adapter) -> None:
         details=details,
         hint=next(iter(rules.values())).remedy,
     )
-
-
-def _merge_adapters(
-    adapters: Sequence[Weighted],
-    base_store: TensorStore | None,
-    output: str,
-    options: MergeOptions,
-    combination: Combination,
-    progress: Progress,
-) -> AdapterMergeResult:
-    check_suffix(output)
-    sources = [*(a.adapter.store for a in adapters), *([base_store] if base_store else [])]
-    inputs = [path for source in sources for path in source.files]
-    target = (
-        None
-        if output == "-" and options.dry_run
-        else prepare_output(output, inputs=inputs, force=options.force)
-    )
-    warnings = [warning for a in adapters for warning in a.adapter.warnings]
-    if options.strict and warnings:
-        raise IncompatibleError("`--strict` makes warnings errors", details=warnings)
-    warnings += [note for a in adapters for note in a.adapter.notes]
-
-    first = adapters[0].adapter
-    groups = by_layer(adapters)
-    merger = Merger(
-        options,
-        base_store,
-        combination,
-        spelling=first.keys.spelling,
-        in_one_form=combination.is_dense or options.ranks.truncates,
-    )
-    merger.check(groups)
-    embeddings = {key: a.adapter.store for a in reversed(adapters) for key in a.adapter.keys.embeddings}
-    names = _Names(adapters, output)
-    relative_error = None
-
-    def file_of(modules: Sequence[tuple[Group, Merged]]) -> FilePlan:
-        """The file that some modules make."""
-        plans = {
-            key: merged.plans[slot] for group, merged in modules for key, slot in names.keys(group, merged)
-        }
-        for key, store in embeddings.items():
-            plans.setdefault(key, TensorPlan(store.info(key).dtype, store.info(key).shape))
-        return FilePlan(
-            plans, _metadata(adapters, [m for _, m in modules], options, combination), hashed=True
-        )
-
-    total = sum(group.nbytes for group in groups)
-    if options.ranks.truncates:
-        progress.start("merge", 2 * total)
-        truncation = Truncation(merger, options.ranks)
-        modules = truncation.merge(
-            groups, size_of=lambda some: file_of(some).nbytes, path=output, advance=progress.advance
-        )
-        relative_error = truncation.relative_error
-    else:
-        progress.start("merge", total)
-        modules = []
-        for group in groups:
-            modules.append((group, merger.merge(group)))
-            progress.advance(group.nbytes)
-    plan = file_of(modules)
-    if not options.dry_run:
-        produce = _Producer(
-            {key: (merged, slot) for group, merged in modules for key, slot in names.keys(group, merged)},
-            embeddings,
-        )
-        write_file(target, plan, produce)
-    labels: dict[str, int] = {}
-    for _, merged in modules:
-        labels[merged.label] = labels.get(merged.label, 0) + 1
-    return AdapterMergeResult(
-        output=output,
-        method=combination.method.name,
-        modules=len(modules),
-        algorithms=labels,
-        tensors=len(plan.tensors),
-        nbytes=plan.nbytes,
-        adapters=tuple(weighted.report for weighted in adapters),
-        warnings=(*warnings, *merger.warnings),
-        dry_run=options.dry_run,
-        relative_error=relative_error,
-    )
-
-
-class _Names:
-    """The keys of the result, in the spelling of its first adapter."""
-
-    def __init__(self, adapters: Sequence[Weighted], output: str) -> None:
-        self._style = NamingStyle(adapters[0].adapter.modules)
-        self._slots = SPELLED[adapters[0].adapter.keys.spelling]
-        self._output = output
-        self._owners: dict[str, tuple[str, str]] = {}
-
-    def keys(self, group: Group, merged: Merged) -> Iterable[tuple[str, str]]:
-        """Key and slot of each tensor of a module.
-
-        Raises
-        ------
-        IncompatibleError
-            If another layer has such a key.
-        """
-        name = self._style.rename(group.name, path=group.parts[0].adapter.path)
-        for slot in merged.plans:
-            key = f"{name}.{self._slots.get(slot, slot)}"
-            if self._owners.setdefault(key, group.place) != group.place:
-                raise IncompatibleError(
-                    "two layers of the inputs would get this name", path=self._output, key=key
-                )
-            yield key, slot
-
-
-class _Producer:
-    """Gives the writer each tensor's bytes; holds one module's tensors at a time."""
-
-    def __init__(
-        self, owners: Mapping[str, tuple[Merged, str]], embeddings: Mapping[str, TensorStore]
-    ) -> None:
-        self._owners = owners
-        self._embeddings = embeddings
-        self._made: tuple[Merged, Mapping[str, Tensor]] | None = None
-
-    def __call__(self, key: str) -> Iterable[memoryview]:
-        if key not in self._owners:
-            return self._embeddings[key].chunks(key)
-        merged, slot = self._owners[key]
-        if self._made is None or self._made[0] is not merged:
-            self._made = None  # let go of the last one before the next is computed
-            self._made = merged, merged.make()
-        return [as_bytes(self._made[1][slot])]
-
-
-def _metadata(
-    adapters: Sequence[Weighted],
-    merged: Sequence[Merged],
-    options: MergeOptions,
-    combination: Combination,
-) -> dict[str, str]:
-    """The first adapter's metadata (or all, or none), true for the result."""
-    metadata: dict[str, str] = {}
-    if options.metadata != "none":
-        chosen = adapters if options.metadata == "union" else adapters[:1]
-        for weighted in chosen:
-            metadata = {**weighted.adapter.store.metadata, **metadata}
-        metadata = {key: value for key, value in metadata.items() if key not in STALE_METADATA}
-    ranks = {result.rank for result in merged if result.rank is not None}
-    labels = {result.label.split(" ")[0] for result in merged}
-    if ranks:
-        metadata["ss_network_dim"] = str(ranks.pop()) if len(ranks) == 1 else "Dynamic"
-        metadata["ss_network_alpha"] = metadata["ss_network_dim"]
-    metadata |= network_arguments(metadata, labels)
-    recipe = [weighted.recipe for weighted in adapters]
-    return metadata | provenance("merge", json.dumps({"adapters": recipe, "rebuild": options.rebuild}))

@@ -67,12 +67,12 @@ def test_sizes_are_decimal_or_binary(size: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [("--shard-size", "5GB"), ("--vae", "a.safetensors"), ("--verify",)], ids=str
+    "option", [("--shard-size", "5GB"), ("--vae", "a.safetensors"), ("--title", "mine")], ids=str
 )
 def test_options_of_checkpoints_are_refused_for_adapters(option: tuple[str, ...]) -> None:
     result = run("merge", "a.safetensors", "a.safetensors", *option)
     assert result.exit_code == 2
-    assert f"{option[0]} is for a result that is a checkpoint" in result.stderr
+    assert f"{option[0]}: BASE is an adapter here" in result.stderr
 
 
 @pytest.mark.parametrize("size", ["0", "-1GB", "5 gigs", "GB", "5TB", "1e9", "5GBs", "inf", "5,0GB"])

@@ -106,7 +106,7 @@ def test_metadata_is_true_for_the_result(in_folder: Path) -> None:
     assert len(found["sshs_model_hash"]) == 64
     assert "lora_adapter_metadata" not in found
     assert "ss_training_comment" not in found
-    assert [a["file"] for a in json.loads(found["lycotool.merge"])["adapters"]] == [
+    assert [a["file"] for a in json.loads(found["lycotool.merge"])["inputs"]] == [
         "a.safetensors",
         "b.safetensors",
     ]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import checkpoint, lora, read, run, succeed, write
 from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor
 
 from lycotool.cli import merge as cli
@@ -326,6 +327,18 @@ def test_half_precision_is_rounded_once(in_folder: Path) -> None:
     )
 
 
+def test_provenance_names_the_method_and_its_seed(in_folder: Path) -> None:
+    two()
+    merged(
+        "a.safetensors", "b.safetensors:0.5:density=0.25", "--method", "dare", "--density", 0.5, "--seed", 9
+    )
+    with safe_open("out.safetensors", "pt") as file:
+        made = json.loads(file.metadata()["lycotool.merge"])
+
+    assert (made["method"], made["density"], made["seed"]) == ("dare", 0.5, 9)
+    assert made["inputs"][1]["density"] == 0.25
+
+
 def test_a_plan_says_what_the_merge_does(in_folder: Path) -> None:
     two()
     for options in ((), ("--rank", 2)):
@@ -520,9 +533,11 @@ AB = ("a.safetensors", "b.safetensors")
         ((*AB, "--error", 1), "--error is 1.0"),
         (("a.safetensors:density=0.5", "b.safetensors"), "exact takes no density"),
         (("a.safetensors:density=x", "b.safetensors"), "density=x is no number"),
-        (("base.safetensors", "a.safetensors", "--rank", 4), "for a result that is an adapter"),
-        (("base.safetensors", "a.safetensors", "--base", "base.safetensors"), "--base is for a result that is an adapter"),
-        (("base.safetensors", "a.safetensors", "--metadata", "none"), "--metadata is for a result that is an adapter"),
+        (("base.safetensors", "a.safetensors", "--rank", 4), "--size or --error: BASE is a checkpoint here"),
+        (("base.safetensors", "a.safetensors", "--base", "base.safetensors"), "--base: BASE is a checkpoint here"),
+        (("base.safetensors", "a.safetensors", "--title", "x"), "metadata have no modelspec"),
+        ((*AB, "--title", "x"), "--title: BASE is an adapter here"),
+        (("base.safetensors", "a.safetensors", "--metadata", "none"), "--metadata: BASE is a checkpoint here"),
     ],
     ids=str,
 )  # fmt: skip

@@ -97,16 +97,16 @@ def test_provenance_records_the_factors(tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
     succeed("merge", BASE, f"{LORA}:0.5:te=0", "--lbw", "MIDD", "-o", output)
     with safe_open(output, "pt") as file:
-        (adapter,) = json.loads(file.metadata()["lycotool.merge"])["adapters"]
+        base, adapter = json.loads(file.metadata()["lycotool.merge"])["inputs"]
 
+    sha256 = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in (BASE, LORA)}
+    assert base == {"file": "base.safetensors", "sha256": sha256[BASE]}
     assert adapter == {
         "file": "lora.safetensors",
+        "sha256": sha256[LORA],
         "strength": 0.5,
         "te": 0.0,
-        "unet": 1.0,
         "lbw": "MIDD",
-        "lbw_rules": [],
-        "sha256": hashlib.sha256(LORA.read_bytes()).hexdigest(),
     }
 
 

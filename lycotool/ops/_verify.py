@@ -1,4 +1,4 @@
-"""Proof that a conversion lost nothing: ΔW of what was read against ΔW of what was written."""
+"""Proof that nothing was lost: ΔW of what was read against ΔW of what was written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lycotool.algorithms import lora
 from lycotool.algorithms.detection import bias_change, weight_change
 from lycotool.lazy import torch
-from lycotool.linalg.low_rank import LowRank
+from lycotool.linalg.low_rank import LowRank, concat
 from lycotool.ops._convert_forms import Form
 
 if TYPE_CHECKING:
@@ -180,3 +180,81 @@ def _bias_squares(claim: Claim, read: Form) -> tuple[float, float]:
 
 def _square(tensor: Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Squared norms of a module's changes, of weight and bias together.
+
+    Attributes
+    ----------
+    lost
+        Of what was written minus what should have been.
+    norm
+        Of what should have been.
+    terms
+        The sum of those of its terms: what rounding is relative to where terms cancel.
+    """
+
+    lost: float
+    norm: float
+    terms: float
+
+
+def compare_sums(terms: Sequence[tuple[Form, float]], written: Form, base: Tensor | None) -> Comparison:
+    """``Σ weight · ΔW`` of some modules against the module that was written for it, in float64.
+
+    Parameters
+    ----------
+    base
+        The layer's weight; None takes a random one, for which the changes have to agree too.
+    """
+    factors = [(_factors(form, None), weight) for form, weight in terms]
+    result = _factors(written, None)
+    lows = [low.scaled(weight) for low, weight in factors if low is not None]
+    if result is not None and len(lows) == len(terms):
+        difference = concat([*lows, result.scaled(-1.0)])
+        lost, norm = _low_rank_square(difference), _low_rank_square(concat(lows))
+        found = Comparison(lost, norm, sum(map(_low_rank_square, lows)))
+    else:
+        weight = _base_for(terms[0][0], base)
+        changes = [_weight(form, weight, strength) for form, strength in terms]
+        found = _compared(changes, _weight(written, weight, 1.0))
+    biases = [
+        change
+        for form, weight in terms
+        if (change := bias_change(form.detected, form.bound(torch.float64), strength=weight)) is not None
+    ]
+    return _with_bias(found, biases, written)
+
+
+def compare_changes(
+    weight: Tensor | None, bias: Tensor | None, written: Form, base: Tensor | None
+) -> Comparison:
+    """Changes of a weight and a bias against the module that was written for them."""
+    if weight is None:
+        found = Comparison(0.0, 0.0, 0.0)
+    else:
+        expected = weight.cpu().double()
+        layer = torch.zeros_like(expected) if base is None else base.cpu().double().reshape(expected.shape)
+        found = _compared([expected], _weight(written, layer, 1.0))
+    return _with_bias(found, [] if bias is None else [bias.cpu().double()], written)
+
+
+def _weight(form: Form, base: Tensor, strength: float) -> Tensor:
+    return weight_change(form.detected, form.bound(torch.float64), tuple(base.shape), base, strength=strength)
+
+
+def _compared(changes: Sequence[Tensor], written: Tensor) -> Comparison:
+    total = sum(changes[1:], changes[0])
+    lost = _square(total.flatten() - written.flatten())
+    return Comparison(lost, _square(total), sum(map(_square, changes)))
+
+
+def _with_bias(found: Comparison, biases: Sequence[Tensor], written: Form) -> Comparison:
+    result = bias_change(written.detected, written.bound(torch.float64), strength=1.0)
+    if result is None and not biases:
+        return found
+    changes = list(biases) or [torch.zeros_like(result)]  # type: ignore[arg-type]
+    other = _compared(changes, torch.zeros_like(changes[0]) if result is None else result)
+    return Comparison(found.lost + other.lost, found.norm + other.norm, found.terms + other.terms)
