@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lycoris.config
 import lycoris.kohya
 import pytest
 import torch
@@ -322,6 +324,36 @@ def test_files_as_lycoris_reads_them(name: str, tmp_path: Path, network_class: A
     }
     assert len(ours) > 1
     assert ours == theirs
+
+
+def _toml(preset: Mapping[str, Any]) -> str:
+    """JSON's lists, texts and booleans are TOML's."""
+    return "\n".join(
+        f"{key} = {json.dumps(value)}" for key, value in preset.items() if key != "name_algo_map"
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "ia3"])
+def test_presets_of_lycoris_as_files(name: str, tmp_path: Path) -> None:
+    """As LyCORIS 4.1.3 lists them, with classes of every architecture, they select what is meant.
+
+    It lists TimestepEmbedding for one of the others, and stumbles over the two layers that
+    are then in both of its lists; where they are in one, there are these two more.
+    """
+    preset = _write(tmp_path, _toml(lycoris.config.PRESET[name]))
+    base = published_base("sd1")
+    ours = {target.name for target in find_targets(base, PRESETS[name])}
+    theirs = {target.name for target in find_targets(base, preset)}
+    time = {f"lora_unet_time_embedding_linear_{number}" for number in (1, 2)}
+    assert theirs - time == ours - time
+    assert time <= theirs or name in ("attn-only", "unet-convblock-only")
+
+
+def test_ia3_of_lycoris_as_a_file(tmp_path: Path) -> None:
+    """Its patterns fit no path from the start, so it selects nothing there without a word."""
+    preset = _write(tmp_path, _toml(lycoris.config.PRESET["ia3"]))
+    with pytest.raises(BadInputError, match="the pattern 'to_k' fits no layer"):
+        find_targets(published_base("sd1"), preset)
 
 
 def test_values_of_maps(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,14 @@ def test_older_spellings(on_disk: Bases, tmp_path: Path) -> None:
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     _edited(weights, weights, rename)
     _assert_loaded(load_base(str(folder)), disk.made)
+
+
+def test_without_the_libraries(on_disk: Bases, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = str(on_disk.get("sd1").file)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UsageError, match="training needs diffusers") as caught:
+        load_base(file)
+    assert caught.value.hint == "pip install 'lycotool[train]'"
 
 
 # --- what it is ------------------------------------------------------------------------------
