@@ -22,8 +22,9 @@ else:
             self._name = name
 
         def __getattr__(self, attribute: str) -> object:
-            value = getattr(importlib.import_module(self._name), attribute)
-            setattr(self, attribute, value)
-            return value
+            module = importlib.import_module(self._name)
+            # All of it at once, so that nothing is imported while a training step is traced.
+            vars(self).update(vars(module))
+            return getattr(module, attribute)
 
     torch = _LazyModule("torch")

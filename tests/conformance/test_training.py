@@ -197,3 +197,29 @@ def test_a_step_waits_for_no_value(case: Case, form: str) -> None:
 def test_the_check_above_can_fail() -> None:
     with pytest.raises(AssertionError, match="waits"), _Waits():
         bool(torch.ones(()) > 0)
+
+
+#: One of each algorithm, and what has steps of its own.
+TRACED = [
+    *{case.algo: case for case in reversed(CASES) if case.layer in ("linear", "layer norm")}.values(),
+    *(
+        c
+        for c in CASES
+        if str(c).startswith(("lora-linear", "boft-linear"))
+        and {"dora_wd", "constraint"} & c.arguments.keys()
+    ),
+]
+
+
+@pytest.mark.parametrize("case", TRACED, ids=str)
+def test_a_layer_is_one_graph(case: Case) -> None:
+    """Also with dropouts: `fullgraph` refuses a graph with breaks."""
+    layer, x = make_layer(case.layer), make_input(case.layer)
+    network, _ = case.build(layer, forward="structured", dropout=0.1, rank_dropout=0.2, module_dropout=0.1)
+    train_randomly(network)
+    network.draw(0)
+    torch._dynamo.reset()
+
+    traced = torch.compile(layer, backend="eager", fullgraph=True)(x)
+
+    assert relative_error(traced, layer(x)) < EXACT
