@@ -152,6 +152,12 @@ def _block(rows: int, columns: int, grid: tuple[int, int], size: int) -> tuple[i
 
 
 def other_quantisation(key: str, tensors: Mapping[str, object]) -> str | None:
-    """The kind of quantisation that tensors beside a weight are signs of, or None for none."""
+    """The kind of quantisation that tensors beside a weight are signs of, or None for none.
+
+    The weight is no scaled float8 weight: scales beside it are an integer weight's.
+    """
     stem = key.removesuffix("weight")
-    return next((kind for name, kind in _OTHERS.items() if stem + name in tensors), None)
+    for name, kind in _OTHERS.items():
+        if stem + name in tensors:
+            return kind
+    return "scaled integer" if any(stem + scheme.scale in tensors for scheme in SCHEMES) else None

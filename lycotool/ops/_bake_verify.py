@@ -2,7 +2,8 @@
 
 Three things are compared for every tensor: the bytes on disk with the bytes that were
 computed, what was copied with its source, and what was changed with ``W + Σ s·ΔW`` computed
-anew from the files in float64.
+anew from the files in float64. Merge methods choose elements by size and sign, so theirs is
+computed anew in float32.
 """
 
 from __future__ import annotations

@@ -86,21 +86,17 @@ def require_readable(store: TensorStore, scaled: Mapping[str, Scaled], key: str)
         If it is an integer or packed weight, or its scales are not understood.
     """
     dtype = store.info(key).dtype
-    kind = other_quantisation(key, store.entries)
     if dtype not in FLOATING:
-        quantised = f"a {kind} weight" if kind else "a quantised weight"
+        kind = other_quantisation(key, store.entries) or "quantised"
         raise IncompatibleError(
-            f"is stored as {dtype}; {quantised} cannot be changed exactly",
+            f"is stored as {dtype}; a {kind} weight cannot be changed exactly",
             path=store.path,
             key=key,
             hint="use the fp16, bf16 or fp8 version of this checkpoint",
         )
-    fault = scaled[key].fault if key in scaled else kind and f"it is a {kind} weight"
-    if fault:
+    if key in scaled and scaled[key].fault is not None:
         raise IncompatibleError(
-            f"is a float8 weight that cannot be read: {fault}"
-            if key in scaled
-            else f"cannot be read: {fault}",
+            f"is a float8 weight that cannot be read: {scaled[key].fault}",
             path=store.path,
             key=key,
             hint="use the fp16 or bf16 version of this checkpoint",

@@ -188,3 +188,22 @@ def test_peft_folder_on_the_sample_checkpoint(in_folder: Path) -> None:
     result = succeed("bake", DATA / "base.safetensors", DATA / "peft_lora", "-o", "out.safetensors", "--json")
     report = json.loads(result.stdout)
     assert report["adapters"][0]["matched"] == report["changed"] == 128
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("fp16", 7e4), ("fp8_e4m3fn", 500.0), ("fp8_e5m2", 6.2e4), ("bf16", 3.4e38)],
+)
+@pytest.mark.parametrize("key", ["down.a.weight", "untouched.weight"])
+def test_overflow_of_every_dtype(key: str, option: str, value: float, in_folder: Path) -> None:
+    """Of changed tensors and of those that are cast only."""
+    from helpers import run
+
+    base = {f"model.diffusion_model.{name}.weight": torch.zeros(6, 5) for name in ("down.a", "untouched")}
+    base[f"model.diffusion_model.{key}"][0, 0] = value
+    write(in_folder / "model.safetensors", base)
+    write(in_folder / "a.safetensors", lora())
+    result = run("bake", "model.safetensors", "a.safetensors", "--dtype", option, "-o", "out.safetensors")
+    assert result.exit_code == 6
+    assert key in result.stderr
+    assert not (in_folder / "out.safetensors").exists()

@@ -306,10 +306,34 @@ def test_plain_float8_does_not_saturate_silently(tmp_path: Path) -> None:
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_merged_adapters_take_it_as_their_base(tmp_path: Path) -> None:
+    """A DoRA becomes a plain difference from the weight, which is float8 times its scales."""
+    layer, _ = SHAPES
+    before = scaled(SCHEMES["transformers"], E4M3, torch.float32)
+    meant = {f"{PREFIX}{one}.weight": meaning(SCHEMES["transformers"], before, one).float() for one in SHAPES}
+    base, plain = write(tmp_path / "b.safetensors", before), write(tmp_path / "p.safetensors", meant)
+    tensors, _ = adapter(layer)
+    module = "lora_unet_" + layer.replace(".", "_")
+    tensors[f"{module}.dora_scale"] = 1 + normal(SHAPES[layer][0], 1, seed=3).abs()
+    dora = write(tmp_path / "d.safetensors", tensors)
+    other = write(tmp_path / "l.safetensors", adapter(layer)[0])
+    found = []
+    for name in (base, plain):
+        output = tmp_path / f"out-{name.name}"
+        succeed("merge", dora, other, "--rebuild", "--base", name, "-o", output)
+        found.append(read(output))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
 KEY = f"{PREFIX}blocks.0.q"
 REFUSED = {
     "bitsandbytes 4-bit": {f"{KEY}.weight": torch.zeros(64, 1, dtype=torch.uint8), f"{KEY}.weight.absmax": torch.ones(4)},
     "bitsandbytes 8-bit": {f"{KEY}.weight": torch.zeros(256, 128, dtype=torch.int8), f"{KEY}.SCB": torch.ones(256)},
+    "scaled integer": {
+        f"{KEY}.weight": torch.zeros(256, 128, dtype=torch.int8),
+        f"{KEY}.weight_scale": torch.ones(256, 1),
+    },
     "NVFP4": {
         f"{KEY}.weight": torch.zeros(256, 64, dtype=torch.uint8),
         f"{KEY}.weight_scale": torch.zeros(256, 8, dtype=E4M3),
