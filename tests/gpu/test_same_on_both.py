@@ -118,3 +118,36 @@ def test_merge(tmp_path: Path) -> None:
     cpu, cuda, _ = on_both(tmp_path, "merge", DATA / "lora.safetensors", f"{DATA / 'loha.safetensors'}:0.5")
 
     assert_same_changes(tmp_path, DATA / "base.safetensors", (cpu, cuda), share=16 * EPS)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (320, 1), (3, 5)], ids=str)
+def test_scaled_float8(grid: tuple[int, int], tmp_path: Path) -> None:
+    """The sum may round to the other neighbour, and with it the scale; nothing else may differ."""
+    layer = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+    generator = torch.Generator().manual_seed(0)
+    name = "weight_scale_inv" if grid == (3, 5) else "weight_scale"
+    tensors = {
+        f"{layer}.weight": (100 * torch.randn(320, 640, generator=generator)).to(torch.float8_e4m3fn),
+        f"{layer}.{name}": 0.01 + torch.rand(grid, generator=generator) / 100,
+    }
+    base = write(tmp_path / "base.safetensors", tensors)
+    module = "lora_unet_" + layer.removeprefix(UNET).replace(".", "_")
+    adapter = write(
+        tmp_path / "lora.safetensors",
+        {
+            f"{module}.lora_up.weight": torch.randn(320, 4, generator=generator),
+            f"{module}.lora_down.weight": torch.randn(4, 640, generator=generator),
+            f"{module}.alpha": torch.tensor(4.0),
+        },
+    )
+    found = []
+    for device in ("cpu", "cuda"):
+        output = tmp_path / f"{device}.safetensors"
+        succeed("bake", base, adapter, "--device", device, "--verify", "-o", output)
+        found.append(read(output))
+    scales = [one[f"{layer}.{name}"].double() for one in found]
+    assert torch.allclose(scales[0], scales[1], rtol=16 * EPS, atol=0)
+    stored = [one[f"{layer}.weight"].float() for one in found]
+    assert (stored[0] != stored[1]).double().mean() < 1e-3
+    # The other neighbour is at most an eighth of the value away, float8's eps, or the smallest step.
+    assert ((stored[0] - stored[1]).abs() <= (stored[0].abs() / 8).clamp_min(2.0**-9)).all()
