@@ -121,13 +121,18 @@ def parse_keys(keys: Collection[str], slot_names: Collection[str]) -> AdapterKey
     slot_names
         The canonical suffixes, from the registry.
     """
+    return _parse_keys(tuple(keys), frozenset(slot_names))
+
+
+@lru_cache(maxsize=16)
+def _parse_keys(keys: tuple[str, ...], slot_names: frozenset[str]) -> AdapterKeys:
+    """:func:`parse_keys`, once for files with the same keys."""
     found: dict[str, dict[str, str]] = {}
     unknown: list[str] = []
     embeddings: list[str] = []
     clashes: list[tuple[str, str]] = []
     spellings: dict[Spelling, int] = {}
     present = set(keys)
-    slot_names = frozenset(slot_names)
     for key in keys:
         if key.startswith(_EMBEDDING_PREFIX):
             embeddings.append(key)

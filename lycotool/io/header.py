@@ -17,6 +17,7 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeGuard
 
@@ -101,15 +102,16 @@ def read_header(file: BinaryIO, size: int, path: str | Path) -> Header:
     raw = file.read(length)
     if len(raw) != length:
         raise BadInputError("the file changed while it was read", path=path)
+    if (plain := _plain_header(raw, size - 8 - length, path)) is not None:
+        tensors, metadata = plain
+        return Header(tensors, metadata, 8 + length)
     entries = _parse_json(raw, path)
     metadata = _metadata(entries.pop("__metadata__", {}), path)
     if len(entries) > MAX_TENSORS:
         raise BadInputError(f"too many tensors: {len(entries)}, the limit is {MAX_TENSORS}", path=path)
-    tensors = _plain_tensors(entries, size - 8 - length)
-    if tensors is None:
-        found = {name: _tensor(name, entry, path) for name, entry in entries.items()}
-        tensors = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))
-        _check_coverage(tensors, size - 8 - length, path)
+    found = {name: _tensor(name, entry, path) for name, entry in entries.items()}
+    tensors = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].stop, item[0])))
+    _check_coverage(tensors, size - 8 - length, path)
     return Header(tensors, metadata, 8 + length)
 
 
@@ -135,18 +137,10 @@ def _parse_json(raw: bytes, path: str | Path) -> dict[str, object]:
     except UnicodeDecodeError as error:
         raise BadInputError(f"the header is not UTF-8 (byte {error.start})", path=path) from None
 
-    if (plain := _without_duplicates(raw, text)) is not None:
-        return plain
-
-    def refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1)
-            raise BadInputError(f"duplicate name in the header: {twice}", path=path)
-        return found
-
     try:
-        entries = json.loads(text, object_pairs_hook=refuse_duplicates)
+        entries = json.loads(text, object_pairs_hook=_without_repeats)
+    except _RepeatedNameError as error:
+        raise BadInputError(f"duplicate name in the header: {error}", path=path) from None
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"the header is not valid JSON: {error}", path=path) from None
     if not isinstance(entries, dict):
@@ -154,24 +148,73 @@ def _parse_json(raw: bytes, path: str | Path) -> dict[str, object]:
     return entries
 
 
+class _RepeatedNameError(Exception):
+    """A name that a JSON object has twice."""
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _RepeatedNameError(next(k for k, n in Counter(k for k, _ in pairs).items() if n > 1))
+    return found
+
+
+_METADATA_FIRST = '{"__metadata__":'
+_metadata_decoder = json.JSONDecoder(object_pairs_hook=_without_repeats)
+
+
+def _plain_header(
+    raw: bytes, data_bytes: int, path: str | Path
+) -> tuple[dict[str, TensorInfo], Mapping[str, str]] | None:
+    """Tensors and metadata of a header without fault; None where it takes a closer look.
+
+    Metadata stands first in the files of every known writer. What follows is the same in many
+    files of one network, so that it is parsed once for all of them.
+    """
+    metadata: object = {}
+    try:
+        text = raw.decode("utf-8")
+        if text.startswith(_METADATA_FIRST):
+            metadata, end = _metadata_decoder.raw_decode(text, len(_METADATA_FIRST))
+            text = "{" + text[end + 1 if text[end] == "," else end :]
+    except (ValueError, IndexError, RecursionError, _RepeatedNameError):
+        return None
+    remember = _tensors_of if len(text) <= _REMEMBERED else _tensors_of.__wrapped__
+    tensors = remember(text, data_bytes)
+    return None if tensors is None else (tensors, _metadata(metadata, path))
+
+
+#: Characters of the longest header that is remembered.
+_REMEMBERED = 2**19
+
+
+@lru_cache(maxsize=64)
+def _tensors_of(text: str, data_bytes: int) -> dict[str, TensorInfo] | None:
+    """The tensors of a header without metadata and without fault."""
+    entries = _without_duplicates(text)
+    if entries is None or "__metadata__" in entries or len(entries) > MAX_TENSORS:
+        return None
+    return _plain_tensors(entries, data_bytes)
+
+
 #: Where these stand, names cannot be counted by their colons.
-_UNCOUNTABLE = (b'" ', b'"\t', b'"\n', b'"\r', b'\\\\"')
+_UNCOUNTABLE = ('" ', '"\t', '"\n', '"\r', '\\\\"')
 
 
-def _without_duplicates(raw: bytes, text: str) -> dict[str, object] | None:
+def _without_duplicates(text: str) -> dict[str, object] | None:
     """The parsed JSON if it provably has no duplicate names; None where that takes a closer look.
 
     In compact JSON every name ends in ``":``, and in a string those two stand behind a
     backslash. So when the parsed objects have as many names as the text, none came twice.
     """
-    if any(mark in raw for mark in _UNCOUNTABLE):
+    if any(mark in text for mark in _UNCOUNTABLE):
         return None
     try:
         entries = json.loads(text)
         names = len(entries) + sum(map(len, entries.values()))
     except (ValueError, RecursionError, TypeError, AttributeError):
         return None
-    if names != raw.count(b'":') - raw.count(b'\\":') or not isinstance(entries, dict):
+    if names != text.count('":') - text.count('\\":') or not isinstance(entries, dict):
         return None
     return entries
 
