@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,12 +11,12 @@ import typer
 
 from lycotool.cli import _options as opt
 from lycotool.cli._errors import reported
+from lycotool.cli._inspect_edit import edit, edit_options, end_with, faults
 from lycotool.cli._output import Output
-from lycotool.cli._text import clean
 from lycotool.errors import CheckError, IncompatibleError, LycotoolError, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from lycotool.ops._inspect_edit import EditOptions, EditResult
+    from lycotool.ops._inspect_overview import Overview
     from lycotool.ops.inspect import InspectOptions, InspectReport
 
 EPILOG = """Examples:
@@ -220,7 +219,9 @@ def inspect(
     Reads headers only, without `--hashes` and what measures or checks. Several files, or a folder,
     give one line per file; one that cannot be read is listed and decides the exit code.
     """
+    from lycotool.ops._inspect_overview import overview_of
     from lycotool.ops.inspect import InspectOptions, expand
+    from lycotool.ops.inspect import inspect as run
 
     out = Output(json=json_output, quiet=quiet)
     names = expand(files)
@@ -239,7 +240,7 @@ def inspect(
                  ("--hashes", hashes), ("--stats", stats), ("--compare", compare), ("--plot", plot),
                  ("--check", check), ("--allow-pickle", allow_pickle)]  # fmt: skip
         _refuse_ignored(False, shown, "shows a file, and editing metadata writes one")
-        _edit(names, _edit_options(set_, unset, strip_training_data, output, in_place, force, dry_run), out)
+        edit(names, edit_options(set_, unset, strip_training_data, output, in_place, force, dry_run), out)
         return
     _refuse_ignored(check, [("--headers-only", headers_only), ("--fail-on", fail_on)], "goes with `--check`")
     _refuse_ignored(
@@ -269,20 +270,23 @@ def inspect(
         allow_pickle=allow_pickle,
         reading=opt.reading(alpha_zero, dora_strength, dylora_block_size, legacy_loha_cp, glora_old_scale),
     )
-    reports, errors = _run(names, options, out)
-    if options.stats and len(names) == 1 and reports[0].stats is None:
+    least = fail_on or "warning"
+    if len(names) > 1:
+        _many(names, options, out, sort, reverse=reverse, fail_on=least)
+        return
+    with out.progress() as bar:
+        report = run(names[0], options, progress=bar)
+    if options.stats and report.stats is None:
         raise IncompatibleError("is no adapter: only changes of weights are measured", path=names[0])
-    if sort is not None or reverse:
-        from lycotool.cli._inspect_list import ordered
+    if json_output:
+        out.document({"files": [_document(report, modules=modules)], "errors": []})
+    else:
+        from lycotool.cli._inspect_tables import show
 
-        reports = ordered(reports, sort, reverse=reverse)
-    _show(
-        names, reports, errors, out, options, metadata=metadata, stats=stats, top=20 if top is None else top
-    )
+        show(report, out, metadata=metadata, stats=stats, top=20 if top is None else top)
     if plot is not None:
-        _plot(reports[0], plot, out)
-    _end_with(errors)
-    _fail_on(reports, fail_on or "warning")
+        _plot(report, plot, out)
+    _fail_on([overview_of(report)], least)
 
 
 def _refuse_ignored(is_used: bool, options: Sequence[tuple[str, object]], why: str) -> None:
@@ -298,47 +302,41 @@ def _refuse_ignored(is_used: bool, options: Sequence[tuple[str, object]], why: s
             raise UsageError(f"`{name}` {why}")
 
 
-def _run(
-    names: Sequence[str], options: InspectOptions, out: Output
-) -> tuple[list[InspectReport], list[LycotoolError]]:
-    """A report, or an error, for each file; one file's error is raised."""
+def _many(
+    names: Sequence[str],
+    options: InspectOptions,
+    out: Output,
+    sort: str | None,
+    *,
+    reverse: bool,
+    fail_on: Literal["error", "warning", "info"],
+) -> None:
+    """A line, or an error, for each of several files; in full with `--json`."""
+    from lycotool.cli._inspect_list import order_of, show_list
+    from lycotool.ops._inspect_overview import overview, overview_of
     from lycotool.ops.inspect import inspect as run
 
     reports: list[InspectReport] = []
+    rows: list[Overview] = []
     errors: list[LycotoolError] = []
     with out.progress() as bar:
         for name in names:
             try:
+                if not out.json and not options.stats and options.check == "none":
+                    rows.append(overview(name, options))
+                    continue
                 reports.append(run(name, options, progress=bar))
+                rows.append(overview_of(reports[-1]))
             except LycotoolError as error:
-                if len(names) == 1:
-                    raise
                 errors.append(error)
-    return reports, errors
-
-
-def _show(
-    names: Sequence[str],
-    reports: Sequence[InspectReport],
-    errors: Sequence[LycotoolError],
-    out: Output,
-    options: InspectOptions,
-    *,
-    metadata: bool,
-    stats: bool,
-    top: int,
-) -> None:
+    order = order_of(rows, sort, reverse=reverse)
     if out.json:
-        documents = [_document(report, modules=options.modules) for report in reports]
-        out.document({"files": documents, "errors": _faults(errors)})
-    elif len(names) == 1:
-        from lycotool.cli._inspect_tables import show
-
-        show(reports[0], out, metadata=metadata, stats=stats, top=top)
+        documents = [_document(reports[number], modules=options.modules) for number in order]
+        out.document({"files": documents, "errors": faults(errors)})
     else:
-        from lycotool.cli._inspect_list import show_list
-
-        show_list(reports, errors)
+        show_list([rows[number] for number in order], errors)
+    end_with(errors)
+    _fail_on(rows, fail_on)
 
 
 def _document(report: InspectReport, *, modules: bool) -> dict[str, object]:
@@ -352,7 +350,7 @@ def _document(report: InspectReport, *, modules: bool) -> dict[str, object]:
     return document
 
 
-def _fail_on(reports: Sequence[InspectReport], least: Literal["error", "warning", "info"]) -> None:
+def _fail_on(rows: Sequence[Overview], least: Literal["error", "warning", "info"]) -> None:
     """End with exit code 10 where a check found something of that weight.
 
     Raises
@@ -362,13 +360,13 @@ def _fail_on(reports: Sequence[InspectReport], least: Literal["error", "warning"
     """
     from lycotool.ops._inspect_checks import SEVERITIES
 
-    counts = dict.fromkeys(reversed(SEVERITIES), 0)
-    for report in reports:
-        for finding in report.findings or ():
-            counts[finding.severity] += 1
+    counts = {
+        severity: sum((row.findings or {}).get(severity, 0) for row in rows)
+        for severity in reversed(SEVERITIES)
+    }
     if any(counts[severity] for severity in SEVERITIES[SEVERITIES.index(least) :]):
         found = ", ".join(f"{number} {severity}" for severity, number in counts.items() if number)
-        raise CheckError(f"found {found}", path=reports[0].path if len(reports) == 1 else None)
+        raise CheckError(f"found {found}", path=rows[0].path if len(rows) == 1 else None)
 
 
 def _check_plot(plot: str, name: str, *, force: bool) -> None:
@@ -410,74 +408,3 @@ def _plot(report: InspectReport, plot: str, out: Output) -> None:
             path=plot,
             hint="pip install 'lycotool[plot]', or `--plot -` for the bars alone",
         )
-
-
-def _edit_options(
-    set_: list[str] | None,
-    unset: list[str] | None,
-    strip_training_data: bool,
-    output: str | None,
-    in_place: bool,
-    force: bool,
-    dry_run: bool,
-) -> EditOptions:
-    from lycotool.ops._inspect_edit import EditOptions
-
-    values: dict[str, str] = {}
-    for text in set_ or ():
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"`--set {text}` has no `=`, expected KEY=VALUE")
-        if key in values:
-            raise UsageError(f"{key} is set twice")
-        values[key] = value
-    return EditOptions(
-        set=values,
-        unset=tuple(unset or ()),
-        strip_training_data=strip_training_data,
-        output=output,
-        in_place=in_place,
-        force=force,
-        dry_run=dry_run,
-    )
-
-
-def _edit(names: Sequence[str], options: EditOptions, out: Output) -> None:
-    """Edit each file; one that fails does not keep the others from being edited."""
-    from lycotool.ops._inspect_edit import edit_metadata
-
-    if len(names) > 1 and options.output is not None:
-        raise UsageError(f"-o names one file, these are {len(names)}", hint="`--in-place` edits each")
-    errors: list[LycotoolError] = []
-    results: list[EditResult] = []
-    for name in names:
-        try:
-            result = edit_metadata(name, options)
-        except LycotoolError as error:
-            if len(names) == 1:
-                raise
-            errors.append(error)
-            continue
-        results.append(result)
-        for sign, keys in (("+", result.added), ("~", result.changed), ("-", result.removed)):
-            for key in keys:
-                out.note(f"{sign} {key}")
-        if not (result.added or result.changed or result.removed):
-            out.note(f"{name}: nothing to change")
-        if not out.json and not options.dry_run:
-            out.result(result.output)
-    if out.json:
-        out.document({"files": results, "errors": _faults(errors)})
-    _end_with(errors)
-
-
-def _faults(errors: Sequence[LycotoolError]) -> list[dict[str, object]]:
-    return [{"path": e.path, "key": e.key, "message": e.message, "exit_code": e.exit_code} for e in errors]
-
-
-def _end_with(errors: Sequence[LycotoolError]) -> None:
-    """Say what failed, and end with the first one's exit code."""
-    for error in errors:
-        sys.stderr.write(clean(f"lycotool: error: {error.headline}") + "\n")
-    if errors:
-        raise typer.Exit(errors[0].exit_code)

@@ -254,9 +254,8 @@ def _plain_tensors(entries: Mapping[str, object], data_bytes: int) -> dict[str, 
             if (
                 start != position
                 or stop - start != count * _DTYPE_BYTES[dtype]
-                or count <= 0
                 or len(shape) > MAX_DIMENSIONS
-                or min(shape, default=1) < 1
+                or (shape and min(shape) < 1)
             ):
                 return None
             tensors[name] = TensorInfo(dtype, tuple(shape), start, stop)

@@ -1,9 +1,12 @@
 """Time of `lycotool inspect FOLDER` over many adapters, by hand.
 
-    python tests/benchmarks/inspect_folder.py [--files 1000] [--rounds 3] [--folder DIR] [--json FILE]
+    python tests/benchmarks/inspect_folder.py [--files 1000] [--networks 100] [--rounds 3] [--folder DIR] [--json FILE]
 
-Each file is a LoRA of rank 16 over 333 layers of SDXL's UNet and has 999 tensors under sd-scripts'
-names, alphas and some metadata; the data section is a hole, so that the files take no room. Whole
+Each file is a LoRA over 333 layers of SDXL's UNet and has 999 tensors under sd-scripts' names,
+alphas and metadata of its own; the data section is a hole, so that the files take no room. There are
+``--networks`` of them with different ranks, because the files of a folder are often epochs of one
+training or were trained with one setting, and `inspect` parses like headers once; ``--networks`` equal to
+``--files`` is the worst case. Whole
 processes are timed, from the start of Python to its end: `lycotool inspect`, the same with
 `--json`, the header alone read and parsed by `json.loads` (what no reader can do without), and
 `safetensors.safe_open` asked for the shape of every tensor.
@@ -26,7 +29,7 @@ from pathlib import Path
 from shapes import layers
 
 ROOT = Path(__file__).resolve().parents[2]
-RANK, MODULES = 16, 333
+MODULES = 333
 
 HEADERS_ALONE = """
 import json, struct, sys
@@ -48,23 +51,25 @@ for path in sorted(Path(sys.argv[1]).rglob("*.safetensors")):
 """
 
 
-def write_folder(folder: Path, files: int) -> None:
+def write_folder(folder: Path, files: int, networks: int) -> None:
     """Adapters whose headers are whole and whose data is a hole."""
     shapes = list(layers("sdxl").items())[:MODULES]
     for number in range(files):
+        network = number % networks
         document: dict[str, object] = {
-            "__metadata__": {"ss_network_module": "networks.lora", "ss_network_dim": str(RANK),
+            "__metadata__": {"ss_network_module": "networks.lora", "ss_network_dim": "Dynamic",
                              "ss_network_alpha": "8.0", "ss_output_name": f"style {number}",
                              "ss_base_model_version": "sdxl_base_v1-0"},
         }  # fmt: skip
         position = 0
-        for path, shape in shapes:
+        for index, (path, shape) in enumerate(shapes):
+            rank = 4 + network % 61 + (index % 7 == network // 61)
             name = "lora_unet_" + path.removeprefix("lora_unet.").replace(".", "_")
             ones = [1] * (len(shape) - 2)
             for slot, sizes in (
                 ("alpha", []),
-                ("lora_down.weight", [RANK, *shape[1:]]),
-                ("lora_up.weight", [shape[0], RANK, *ones]),
+                ("lora_down.weight", [rank, *shape[1:]]),
+                ("lora_up.weight", [shape[0], rank, *ones]),
             ):
                 count = 2
                 for size in sizes:
@@ -98,13 +103,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--files", type=int, default=1000)
+    parser.add_argument("--networks", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files are made, in a folder that is removed")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="inspect-folder-", dir=arguments.folder))
     try:
-        write_folder(folder, arguments.files)
+        write_folder(folder, arguments.files, min(arguments.networks, arguments.files))
         python = [sys.executable]
         commands = {
             "lycotool inspect": [*python, "-m", "lycotool", "inspect", str(folder)],
@@ -118,7 +124,9 @@ def main() -> None:
                 taken[name].append(timed(command))
     finally:
         shutil.rmtree(folder)
-    print(f"{arguments.files} files of {3 * MODULES} tensors, {arguments.rounds} rounds")
+    print(
+        f"{arguments.files} files of {3 * MODULES} tensors, {arguments.networks} networks, {arguments.rounds} rounds"
+    )
     print(f"{'':28} {'median s':>9} {'least s':>9} {'ms/file':>9} {'MiB':>7}")
     figures = {}
     for name, runs in taken.items():

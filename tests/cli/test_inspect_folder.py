@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import checkpoint, lora, run, succeed, write
+from helpers import DATA, checkpoint, lora, run, succeed, write
 
 
 @pytest.fixture
@@ -55,6 +55,48 @@ def test_sorting_by_architecture(folder: Path) -> None:
 
 def test_sorting_by_strength(folder: Path) -> None:
     assert order(folder, "--sort", "strength", "--reverse", "--stats", "--device", "cpu")[0] == "d"
+
+
+KINDS = {
+    "lora": lora(),
+    "without alpha": lora(alpha=None),
+    "two ranks": {**lora(rank=2), **lora("lora_unet_y", rank=8), **lora("lora_te_z", rank=8)},
+    "dora": {**lora(), "lora_unet_down_a.dora_scale": torch.ones(6, 1)},
+    "full and norm": {"lora_unet_x.diff": torch.ones(3, 3), "lora_unet_n.w_norm": torch.ones(3)},
+    "lokr": {"lora_unet_k.lokr_w1": torch.ones(2, 2), "lora_unet_k.lokr_w2": torch.ones(2, 2)},
+    "peft names": {"base_model.model.x.lora_A.weight": torch.ones(1, 3), "base_model.model.x.lora_B.weight": torch.ones(3, 1)},
+    "leftovers": {**lora(), "mystery": torch.ones(2)},
+    "faults": {**lora(), "lora_unet_b.lora_up.weight": torch.ones(2, 1)},
+    "a mismatch": {**lora(), "lora_unet_down_a.lora_down.weight": torch.ones(3, 5)},
+    "float8": {k: t.to(torch.float8_e4m3fn) if "lora" in k.split(".")[1] else t for k, t in lora().items()},
+    "integers": {**lora(), "lora_unet_down_a.lora_up.weight": torch.ones(6, 2, dtype=torch.int8)},
+    "checkpoint": checkpoint(),
+    "empty": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [None, {"ss_base_model_version": "sdxl_base_v1-0", "ss_network_module": "networks.dylora"}],
+    ids=["", "dylora"],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_short_way_says_what_the_long_one_does(
+    kind: str, metadata: dict[str, str] | None, tmp_path: Path
+) -> None:
+    from lycotool.ops._inspect_overview import overview, overview_of
+    from lycotool.ops.inspect import InspectOptions, inspect
+
+    path = str(write(tmp_path / "a.safetensors", KINDS[kind], metadata))
+    assert overview(path, InspectOptions()) == overview_of(inspect(path))
+
+
+@pytest.mark.parametrize("name", ["lora.safetensors", "loha.safetensors", "base.safetensors", "peft_lora"])
+def test_of_the_samples_too(name: str) -> None:
+    from lycotool.ops._inspect_overview import overview, overview_of
+    from lycotool.ops.inspect import InspectOptions, inspect
+
+    assert overview(str(DATA / name), InspectOptions()) == overview_of(inspect(str(DATA / name)))
 
 
 def test_json_is_sorted_too(folder: Path) -> None:

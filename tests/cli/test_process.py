@@ -55,6 +55,9 @@ print("heavy:", sorted(heavy), "code:", code, file=sys.stderr)
         ("inspect", str(DATA / "loha.safetensors"), "--modules", "--metadata"),
         ("inspect", str(DATA / "base.safetensors"), "--json"),
         ("inspect", str(DATA / "peft_lora")),
+        ("inspect", str(DATA / "lora.safetensors"), str(DATA / "loha.safetensors"), "--sort", "size"),
+        ("inspect", str(DATA / "lora.safetensors"), "--check", "--headers-only", "--tags", "--hashes"),
+        ("inspect", str(DATA / "lora.safetensors"), "--strip-training-data", "--dry-run"),
     ],
     ids=lambda arguments: " ".join(Path(a).name for a in arguments),
 )
