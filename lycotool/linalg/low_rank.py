@@ -65,6 +65,12 @@ class LowRank:
         up = torch.cat([self.up, self.up.new_zeros(self.up.shape[0], missing)], dim=1)
         return LowRank(up, torch.cat([self.down, self.down.new_zeros(missing, self.down.shape[1])]))
 
+    def norm(self) -> Tensor:
+        """The Frobenius norm, from the Grams of the factors: ``‖up @ down‖² = Σ upᵀup ∘ down downᵀ``."""
+        plain = self.folded()
+        square = ((plain.up.T @ plain.up) * (plain.down @ plain.down.T)).sum()
+        return square.clamp_min(0).sqrt()
+
     def dense(self) -> Tensor:
         """``(out, in·kernel)``."""
         plain = self.folded()

@@ -144,7 +144,8 @@ class AdapterLayer(nn.Module):
             None if start.alpha is None else torch.tensor(start.alpha, dtype=dtype, device="cpu").item()
         )
         self.dims = algorithm.dims(start.layout, sizes, self.alpha, DEFAULT_READING)
-        self._squares: Tensor | None = None
+        self._squares: Tensor | None
+        self.register_buffer("_squares", None, persistent=False)
         if arguments.dora is not None:
             self._squares = dora.squared_norms(weight.to(dtype), arguments.dora)
             initial = dora.initial(self._squares, arguments.dora, layer.shape)
@@ -222,10 +223,11 @@ class AdapterLayer(nn.Module):
         rows = self.masks.get("rows") if self.training and self.detected.dora_slot is not None else None
         return weight_change(self.detected, module, self.layer.shape, base, strength=1.0, rows=rows)
 
-    def inner_change(self) -> Tensor:
+    def inner_change(self, module: Bound | None = None) -> Tensor:
         """The algorithm's own change, below DoRA."""
+        module = self.module() if module is None else module
         base = self.base_weight.to(next(self.parameters()).dtype) if self.algorithm.needs_base else None
-        return self.algorithm.delta(self.module(), self.layer.shape, base)
+        return self.algorithm.delta(module, self.layer.shape, base)
 
     # --- the forward pass ------------------------------------------------------------------
 

@@ -67,13 +67,20 @@ def _slots(layer: AdapterLayer) -> list[str]:
 
 
 def _norm(layer: AdapterLayer) -> Tensor:
-    """``‖ΔW‖`` below DoRA, or of the blocks of a rotation."""
+    """``‖ΔW‖`` below DoRA, without ΔW where it has factors, or of the blocks of a rotation."""
     if layer.training_of.shrinking == "parameters":
-        changed: Tensor = layer.parameter("oft_blocks")
-    else:
-        was_training = layer.training
-        layer.eval()  # the whole change, not what a step left of it
-        changed = layer.inner_change()
-        layer.train(was_training)
-    norm: Tensor = torch.linalg.vector_norm(changed)
+        return _frobenius(layer.parameter("oft_blocks"))
+    was_training = layer.training
+    layer.eval()  # the whole change, not what a step left of it
+    module, algorithm = layer.module(), layer.algorithm
+    layer.train(was_training)
+    if algorithm.kronecker_parts is not None:
+        first, second = algorithm.kronecker_parts(module)
+        return first.norm() * second.norm()
+    low = None if algorithm.factors is None else algorithm.factors(module)
+    return _frobenius(layer.inner_change(module)) if low is None else low.norm()
+
+
+def _frobenius(tensor: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(tensor)
     return norm

@@ -94,6 +94,16 @@ def test_scaling_multiplies_the_change(low: LowRank, factor: float) -> None:
 
 @fifty
 @given(low=low_ranks())
+def test_the_norm_is_that_of_the_dense_matrix(low: LowRank) -> None:
+    expected = float(np.linalg.norm(dense(low)))
+    # The square is a sum that cancels up to the product of the factors' norms squared.
+    factors = [low.up, low.folded().down]
+    largest = math.prod(float(factor.norm()) for factor in factors) ** 2
+    assert abs(float(low.norm()) ** 2 - expected**2) <= OPERATIONS * np.finfo(np.float64).eps * largest
+
+
+@fifty
+@given(low=low_ranks())
 def test_capping_keeps_the_change_at_a_possible_rank(low: LowRank) -> None:
     capped = low.capped()
 
