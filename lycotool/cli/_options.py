@@ -63,7 +63,7 @@ ShardSizeOption = Annotated[
 VaeOption = Annotated[
     str | None,
     typer.Option("--vae", metavar="VAE", rich_help_panel=_COMPUTE,
-                 help="Replace the checkpoint's VAE by this file's, in LDM or diffusers names."),
+                 help="Replace the checkpoint's VAE by this file's or folder's, in LDM or diffusers names."),
 ]  # fmt: skip
 VerifyOption = Annotated[
     bool,

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from lycotool.errors import OutputError
+from lycotool.io.preflight import reason_of
 from lycotool.io.tree import replace_folder
 from lycotool.io.writer import FilePlan, Producer, write_file
 
@@ -53,7 +54,7 @@ def build_folder(
             (building / name).write_text(content, encoding="utf-8")
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
-        raise OutputError((error.strerror or str(error)).lower(), path=building) from error
+        raise OutputError(reason_of(error), path=building) from error
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
@@ -73,4 +74,4 @@ def publish(building: Path, target: Path) -> None:
         else:
             building.replace(target)
     except OSError as error:
-        raise OutputError((error.strerror or str(error)).lower(), path=target) from error
+        raise OutputError(reason_of(error), path=target) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -32,8 +33,12 @@ _WEIGHT_NAMES = (
     "diffusion_pytorch_model.safetensors", "model.safetensors", "adapter_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json", "model.safetensors.index.json",
     "diffusion_pytorch_model.fp16.safetensors", "model.fp16.safetensors",
+    "diffusion_pytorch_model.safetensors.index.fp16.json", "model.safetensors.index.fp16.json",
     "diffusion_pytorch_model.bin", "pytorch_model.bin", "adapter_model.bin",
 )  # fmt: skip
+
+#: An index, or diffusers' index of a variant.
+_INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 
 
 def open_store(name: str, *, allow_pickle: bool = False) -> TensorStore:
@@ -65,9 +70,23 @@ def open_store(name: str, *, allow_pickle: bool = False) -> TensorStore:
         raise UsageError(f"no file can have this name: {error}", path=name[:200]) from None
     if path.is_dir():
         return _open_folder(path, allow_pickle=allow_pickle)
-    if path.name.endswith(".index.json"):
+    if _INDEX.search(path.name):
         return _sharded(path)
     return _single(path, shown_as=name, allow_pickle=allow_pickle)
+
+
+def open_component(name: str, *, allow_pickle: bool = False) -> TensorStore:
+    """Open one model of a pipeline, such as a VAE: as :func:`open_store`, or a folder with its weights.
+
+    Raises
+    ------
+    UsageError, BadInputError, UnsafeError
+        As :func:`open_store` says.
+    """
+    folder = Path(name)
+    if folder.is_dir() and any((folder / weights).is_file() for weights in _WEIGHT_NAMES):
+        return _weights_in(folder, allow_pickle=allow_pickle)
+    return open_store(name, allow_pickle=allow_pickle)
 
 
 def _single(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorStore:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from lycotool.errors import OutputError
 from lycotool.io.nameless import NamelessFile, nameless_file, temporary_beside
-from lycotool.io.writer import Check, FilePlan, Producer, check_space, prepare_output, staged_file
+from lycotool.io.preflight import check_space, prepare_output, reason_of
+from lycotool.io.writer import Check, FilePlan, Producer, staged_file
 
 INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -193,7 +194,7 @@ def write_set(
                     published.append(path)  # it may have its name and publishing fail all the same
                     finished_file.publish()
         except OSError as error:
-            raise OutputError((error.strerror or str(error)).lower(), path=target.index) from error
+            raise OutputError(reason_of(error), path=target.index) from error
 
 
 def _write_text(descriptor: int, text: str) -> None:

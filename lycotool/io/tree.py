@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 
 from lycotool.errors import OutputError
 from lycotool.io.nameless import temporary_beside
+from lycotool.io.preflight import check_space, reason_of
 from lycotool.io.shards import OutputFile
 from lycotool.io.store import TensorStore
-from lycotool.io.writer import Check, Producer, check_space, write_file
+from lycotool.io.writer import Check, Producer, write_file
 
 #: Other copies of the same weights; left behind because they would hold the old values.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
@@ -109,7 +110,7 @@ def write_tree(
             _forget_quantisation(building / name / "config.json")
         replace_folder(building, target.path)
     except OSError as error:
-        raise OutputError((error.strerror or str(error)).lower(), path=target.path) from error
+        raise OutputError(reason_of(error), path=target.path) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

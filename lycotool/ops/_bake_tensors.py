@@ -147,14 +147,15 @@ class Baker:
         saved = cast_checked(exact, dtype, path=source.store.path, key=key)
         if dtype in FLOAT8:
             self.rounding.add(exact, saved.to(exact.dtype))
-        self._count_reconstruction(key, saved)
+        self._count_reconstruction(key, saved.dtype, saved)
         return [as_bytes(saved)]
 
     def _requantised(self, key: str) -> Tensor:
         """A changed scaled weight as float8; its new scales are remembered."""
         source, scaled = self.source, self.source.scaled[key]
         exact = source.compute(key, self.device)
-        check_range(*extremes(exact), "F32", path=source.store.path, key=key)
+        if exact.numel():
+            check_range(*extremes(exact), "F32", path=source.store.path, key=key)
         is_first = scaled.scale not in self.scales
         stored, scale, beyond = requantise_(
             exact.clone(), scaled.grid, scaled.block, to_torch(source.plans[key].dtype),
@@ -165,17 +166,16 @@ class Baker:
             back = dequantise_(stored.to(exact.dtype), scale.to(exact.dtype), scaled.block)
             self.rounding.add(exact, back)
             self.rounding.saturated += beyond
-            self._count_reconstruction(key, stored, float(exact.abs_().max()))
+            self._count_reconstruction(key, stored.dtype, exact)
         return stored
 
-    def _count_reconstruction(self, key: str, saved: Tensor, largest: float | None = None) -> None:
+    def _count_reconstruction(self, key: str, dtype: torch.dtype, values: Tensor) -> None:
+        """Count the roundings of what was read, and of these values to the dtype they are stored in."""
         if not self.is_unbaking or key not in self.source.edits:
             return
-        before = self.source.numbers.tensor(key)
         stored = to_torch(self.source.store.info(key).dtype)
-        found = _rounding(stored, _largest(before))
-        found += _rounding(saved.dtype, _largest(saved) if largest is None else largest)
-        self.reconstruction_error = max(self.reconstruction_error, found)
+        error = _rounding(stored, _largest(self.source.numbers.tensor(key)))
+        self.reconstruction_error = max(self.reconstruction_error, error + _rounding(dtype, _largest(values)))
 
 
 def _largest(tensor: Tensor) -> float:

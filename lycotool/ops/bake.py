@@ -21,7 +21,7 @@ from pathlib import Path
 from lycotool.devices import resolve_device
 from lycotool.errors import IncompatibleError, UsageError
 from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH
-from lycotool.io.open import open_store
+from lycotool.io.open import open_component, open_store
 from lycotool.io.shards import stem_of
 from lycotool.io.store import TensorStore
 from lycotool.io.writer import TensorPlan, Written
@@ -231,7 +231,7 @@ def fold(
         inputs = [path for source in (store, *(a.adapter.store for a in adapters)) for path in source.files]
         changed = store
         if options.vae is not None:
-            vae = files.enter_context(open_store(options.vae, allow_pickle=options.allow_pickle))
+            vae = files.enter_context(open_component(options.vae, allow_pickle=options.allow_pickle))
             inputs += vae.files
             changed = with_vae(store, vae)
         target = prepare(store, output, inputs, options.shard_size, force=options.force, dry=options.dry_run)

@@ -127,6 +127,22 @@ def test_a_folder_that_diffusers_sharded_keeps_its_shards(
         assert_changed(UNet2DConditionModel.from_pretrained(out), base.unet.state_dict(), changes)
 
 
+def test_a_variant_is_sharded_under_its_name(base: bases.MicroBase, tmp_path: Path) -> None:
+    source = tmp_path / "pipe"
+    base.unet.save_pretrained(source / "unet", variant="fp16")
+    tensors, changes = lora_for({path: shapes_of(base)[path] for path in UNET_LAYERS})
+    adapter = write(tmp_path / "lora.safetensors", tensors)
+    succeed("bake", source, adapter, "--shard-size", "1MB", "-o", tmp_path / "out")
+    loaded: Any = UNet2DConditionModel.from_pretrained(tmp_path / "out/unet", variant="fp16")
+    assert_changed(loaded, base.unet.state_dict(), changes)
+    # And lycotool reads it again, as it does what diffusers shards itself.
+    base.unet.save_pretrained(tmp_path / "own/unet", variant="fp16", max_shard_size="1MB")
+    for folder in ("out", "own"):
+        succeed("bake", tmp_path / folder, adapter, "-o", tmp_path / f"{folder}-again")
+        loaded = UNet2DConditionModel.from_pretrained(tmp_path / f"{folder}-again/unet", variant="fp16")
+        assert loaded.state_dict().keys() == base.unet.state_dict().keys()
+
+
 @pytest.mark.parametrize("options", [(), ("--shard-size", "700KB")], ids=["as the input", "another size"])
 def test_transformers_index(options: tuple[str, ...], base: bases.MicroBase, tmp_path: Path) -> None:
     model = base.text_encoders[0]
@@ -192,6 +208,18 @@ def test_vae_of_a_folder(naming: str, base: bases.MicroBase, folder: Path, tmp_p
     expected = {key: tensor.half().float() if naming == "half" else tensor for key, tensor in other.items()}
     assert_changed(loaded, expected, {})
     assert_changed(UNet2DConditionModel.from_pretrained(tmp_path / "out/unet"), base.unet.state_dict(), {})
+
+
+@pytest.mark.parametrize("of", ["component", "pipeline"])
+def test_vae_from_a_folder(of: str, base: bases.MicroBase, folder: Path, tmp_path: Path) -> None:
+    other = bases.micro_base("sd1", seed=4).vae
+    source = tmp_path / "other"
+    other.save_pretrained(source / "vae" if of == "pipeline" else source)
+    checkpoint = write(tmp_path / "base.safetensors", bases.single_file(base))
+    succeed("bake", checkpoint, "--vae", source, "-o", tmp_path / "out.safetensors")
+    after = read(tmp_path / "out.safetensors")
+    expected = with_prefix("first_stage_model.", vae_to_ldm(other.state_dict()))
+    assert all(torch.equal(after[key], tensor) for key, tensor in expected.items())
 
 
 @pytest.mark.parametrize("prefix", ["first_stage_model.", "vae."])
