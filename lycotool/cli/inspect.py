@@ -255,6 +255,8 @@ def inspect(
     _refuse_ignored(check, [("--sort findings", sort == "findings")], "goes with `--check`")
     if len(names) > 1 and (compare is not None or plot is not None):
         raise UsageError(f"{'--compare' if compare else '--plot'} takes one FILE, these are {len(names)}")
+    if plot == "-" and json_output:
+        raise UsageError("`--plot -` and `--json` both write to standard output")
     if plot is not None:
         _check_plot(plot, names[0], force=force)
     options = InspectOptions(

@@ -220,7 +220,9 @@ def _findings(
 
 
 def expand(names: Iterable[str]) -> list[str]:
-    """Replace folders that are no model themselves by the safetensors files in them.
+    """Replace folders that are no model themselves by the models in them.
+
+    Those are safetensors files, and PEFT and diffusers folders as one.
 
     A name that is no file but has ``*``, ``?`` or ``[…]`` in it is a pattern, for shells that
     leave patterns to the program; ``**`` goes into folders.
@@ -229,7 +231,7 @@ def expand(names: Iterable[str]) -> list[str]:
     for name in names:
         path = Path(name)
         if name != "-" and path.is_dir() and not _is_model_folder(path):
-            expanded += [str(file) for file in sorted(path.rglob("*.safetensors"))]
+            expanded += _inside(path)
         elif name != "-" and any(mark in name for mark in "*?[") and not path.exists():
             expanded += expand(sorted(glob.glob(name, recursive=True))) or [name]  # noqa: PTH207 - patterns may be absolute
         else:
@@ -237,10 +239,22 @@ def expand(names: Iterable[str]) -> list[str]:
     return expanded
 
 
+def _inside(folder: Path) -> list[str]:
+    """Models below a folder, in the order of their paths."""
+    found: dict[Path, None] = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        outer = [parent for parent in file.parents if folder in parent.parents]
+        whole = [parent for parent in outer if any((parent / name).exists() for name in _FOLDER_FILES)]
+        found.setdefault(whole[-1] if whole else file)
+    return [str(path) for path in found]
+
+
+#: What a folder has that is one model.
+_FOLDER_FILES = ("adapter_config.json", "model_index.json")
+
+
 def _is_model_folder(path: Path) -> bool:
-    return any((path / name).exists() for name in ("adapter_config.json", "model_index.json")) or bool(
-        list(path.glob("*.index.json"))
-    )
+    return any((path / name).exists() for name in _FOLDER_FILES) or bool(list(path.glob("*.index.json")))
 
 
 def _report(store: TensorStore, adapter: Adapter | None) -> InspectReport:

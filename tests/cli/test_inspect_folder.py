@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,13 @@ def test_of_the_samples_too(name: str) -> None:
 def test_json_is_sorted_too(folder: Path) -> None:
     found = json.loads(succeed("inspect", folder, "--sort", "size", "--json").stdout)["files"]
     assert [file["bytes"] for file in found] == sorted(file["bytes"] for file in found)
+
+
+def test_a_peft_folder_is_one_model(tmp_path: Path) -> None:
+    write(tmp_path / "a.safetensors", lora())
+    shutil.copytree(DATA / "peft_lora", tmp_path / "sub" / "b")
+    lines = succeed("inspect", tmp_path).stdout.splitlines()
+    assert [Path(line.split()[0]).name for line in lines[1:]] == ["a.safetensors", "b"]
 
 
 def test_a_pattern_is_expanded(folder: Path) -> None:

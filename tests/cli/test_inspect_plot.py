@@ -82,6 +82,12 @@ def test_bars_in_the_terminal() -> None:
     assert re.search(r"^1 +1 +█{40}", text, flags=re.MULTILINE)  # σ_1 / σ_1
 
 
+def test_bars_and_json_do_not_go_together() -> None:
+    result = run("inspect", LORA, "--plot", "-", "--json")
+    assert result.exit_code == 2
+    assert "standard output" in result.stderr
+
+
 def test_bars_of_a_comparison() -> None:
     text = succeed("inspect", LORA, "--compare", LORA, "--plot", "-").stdout
     assert re.search(r"^\+0\.8 to \+1\.0 +354 +█{40}", text, flags=re.MULTILINE)

@@ -14,7 +14,7 @@ from makers.ldm_names import StateDict
 from torch import nn
 
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex
-from lycotool.models.naming import ModuleName, canonical, split_name, split_path, unet_kernel
+from lycotool.models.naming import ModuleName, canonical, layer_kind, split_name, split_path, unet_kernel
 
 FAMILIES = pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 
@@ -340,3 +340,26 @@ def test_the_text_models_own_level_does_not_matter() -> None:
     with_level = split_name("lora_te_text_model_encoder_layers_0_mlp_fc1").place
 
     assert with_level == split_name("lora_te_encoder_layers_0_mlp_fc1").place
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("lora_unet_up_blocks_1_attentions_2_transformer_blocks_9_attn2_to_out_0", "attn2_to_out"),
+        ("lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q", "attn1_to_q"),
+        ("lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj", "ff_net_0_proj"),
+        ("lora_unet_down_blocks_0_resnets_1_conv1", "conv1"),
+        ("lora_unet_down_blocks_0_downsamplers_0_conv", "conv"),
+        ("lora_unet_conv_in", "conv_in"),
+        ("lora_te1_text_model_encoder_layers_11_self_attn_q_proj", "self_attn_q_proj"),
+        ("lora_te2_text_model_encoder_layers_31_mlp_fc1", "mlp_fc1"),
+        ("lora_unet_double_blocks_18_img_attn_qkv", "img_attn_qkv"),
+        ("lora_unet_single_blocks_37_linear1", "linear1"),
+        ("transformer.single_transformer_blocks.3.attn.to_q", "attn_to_q"),
+        ("diffusion_model.blocks.12.cross_attn.k_img", "cross_attn_k_img"),
+        ("diffusion_model.joint_blocks.2.x_block.attn.qkv", "x_block_attn_qkv"),
+        ("something.else", "something_else"),
+    ],
+)
+def test_the_kind_of_a_layer_is_its_name_without_its_block(name: str, kind: str) -> None:
+    assert layer_kind(name) == kind
