@@ -68,7 +68,7 @@ VaeOption = Annotated[
 VerifyOption = Annotated[
     bool,
     typer.Option("--verify", rich_help_panel=_OUTPUT,
-                 help="Read the output before it gets its name and compare it with float64; exit code 10."),
+                 help="Read the output before it gets its name and compare it with float64; a difference is exit code 10."),
 ]  # fmt: skip
 TeOption = Annotated[
     float,

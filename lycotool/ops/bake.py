@@ -134,10 +134,8 @@ def bake(
     LycotoolError
         As the readers and writers it uses say.
     """
-    if not adapters and options.vae is None and options.shard_size is None and options.dtype == "keep":
-        raise UsageError(
-            "there is nothing to bake", hint="name an adapter, `--vae`, `--shard-size` or `--dtype`"
-        )
+    if not adapters:
+        _check_without_adapters(options)
     with ExitStack() as files:
         store = files.enter_context(open_store(checkpoint, allow_pickle=options.allow_pickle))
         if is_adapter(store):
@@ -152,6 +150,22 @@ def bake(
         done = "-unbaked" if options.unbake else "-baked"
         name = options.output or default_name([checkpoint], done + _ending(store))
         return fold(store, opened, name, options, command="bake", progress=progress or NoProgress())
+
+
+def _check_without_adapters(options: BakeOptions) -> None:
+    """Demand that something is left to do, and nothing asked for that only adapters have.
+
+    Raises
+    ------
+    UsageError
+        If not.
+    """
+    if options.unbake or options.strengths != StrengthOptions():
+        raise UsageError("`--unbake`, `--te`, `--unet` and block weights are for adapters, and none is named")
+    if options.vae is None and options.shard_size is None and options.dtype == "keep":
+        raise UsageError(
+            "there is nothing to bake", hint="name an adapter, `--vae`, `--shard-size` or `--dtype`"
+        )
 
 
 def _require_additive(adapters: Sequence[Weighted]) -> None:

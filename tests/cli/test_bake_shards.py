@@ -160,6 +160,14 @@ def test_nothing_to_bake() -> None:
     assert "nothing to bake" in result.stderr
 
 
+@pytest.mark.parametrize("option", [("--unbake",), ("--te", "0.5"), ("--lbw", "MIDD")], ids=str)
+def test_options_of_adapters_need_one(option: tuple[str, ...]) -> None:
+    write(Path("model.safetensors"), model())
+    result = run("bake", "model.safetensors", "--dtype", "fp16", *option)
+    assert result.exit_code == 2
+    assert "none is named" in result.stderr
+
+
 def test_cast_or_divided_without_an_adapter() -> None:
     before = model()
     write(Path("model.safetensors"), before)
