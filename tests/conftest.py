@@ -1,4 +1,4 @@
-"""For every test: one thread per worker, and GPU tests only where there is a GPU."""
+"""For every test: one thread per worker, GPU tests only where there is a GPU, slow ones when asked for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    gpu = [item for item in items if item.get_closest_marker("gpu")]
-    config.hook.pytest_deselected(items=gpu)
-    items[:] = [item for item in items if item not in gpu]
+    left_out = set() if torch.cuda.is_available() else {"gpu"}
+    if "slow" not in config.getoption("markexpr"):
+        left_out.add("slow")
+    dropped = [item for item in items if any(item.get_closest_marker(name) for name in left_out)]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in dropped]

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from lycotool import __version__
-from lycotool.cli import bake, convert, extract, inspect, merge, resize
+from lycotool.cli import bake, convert, extract, inspect, merge, resize, train
+from lycotool.cli._declared import GroupedCommand
 
 _EPILOG = """Exit codes: 0 done, 1 internal error, 2 usage or missing input, 3 damaged or unknown
 file, 4 refused as unsafe, 5 files that do not fit, 6 non-finite numbers or overflow, 7 output,
@@ -36,9 +37,10 @@ def _lycotool(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Merge, bake, resize, extract, convert and inspect LyCORIS and LoRA adapter files."""
+    """Train, merge, bake, resize, extract, convert and inspect LyCORIS and LoRA adapter files."""
 
 
+app.command(epilog=train.EPILOG, cls=GroupedCommand)(train.train)
 app.command(epilog=merge.EPILOG)(merge.merge)
 app.command(epilog=bake.EPILOG)(bake.bake)
 app.command(epilog=resize.EPILOG)(resize.resize)

@@ -23,16 +23,6 @@ def per_sample(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and scale ``√ᾱ`` so that the last step is pure noise and the first unchanged.
-
-    ``√ᾱ'ₜ = (√ᾱₜ - √ᾱ_T) · √ᾱ₀ / (√ᾱ₀ - √ᾱ_T)``: Lin et al. 2023, "Common Diffusion Noise
-    Schedules and Sample Steps are Flawed", algorithm 1.
-    """
-    root = alphas_cumprod.sqrt()
-    return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-
-
 def offset_noise(
     noise: Tensor, normal: Tensor, strength: Tensor, *, latents: Tensor | None = None, adaptive: float = 0.0
 ) -> Tensor:

@@ -21,23 +21,6 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_zero_terminal_snr_is_linear_in_the_root(alphas_cumprod: torch.Tensor) -> None:
-    fixed = formulas.zero_terminal_snr(alphas_cumprod)
-    assert fixed[-1] == 0
-    assert fixed[0].item() == pytest.approx(alphas_cumprod[0].item(), rel=1e-14)
-    before, after = alphas_cumprod.sqrt().numpy(), fixed.sqrt().numpy()
-    slope = np.polyfit(before, after, 1)
-    assert np.abs(np.polyval(slope, before) - after).max() < 1e-13
-
-
-def test_zero_terminal_snr_is_diffusers_own(alphas_cumprod: torch.Tensor) -> None:
-    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
-
-    betas = 1 - alphas_cumprod / torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
-    theirs = (1 - rescale_zero_terminal_snr(betas)).cumprod(0)
-    assert torch.allclose(formulas.zero_terminal_snr(alphas_cumprod), theirs, rtol=1e-9, atol=1e-15)
-
-
 def test_offset_noise_shifts_whole_channels() -> None:
     noise, draw = normal(2, 4, 3, 5), normal(2, 4, 1, 1, seed=1)
     shifted = formulas.offset_noise(noise, draw, torch.tensor([0.1, 0.3], dtype=torch.float64))

@@ -1,0 +1,347 @@
+"""train: an adapter of any algorithm, from a base model and captioned images."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lycotool.errors import OutputError, UsageError
+from lycotool.formats.dialects import DIALECTS
+from lycotool.io.open import open_store
+from lycotool.io.writer import prepare_output
+from lycotool.lazy import torch
+from lycotool.ops._adapter import read_adapter
+from lycotool.ops._common import check_suffix, default_name
+from lycotool.ops._train_memory import MemoryEstimate, estimate_memory
+from lycotool.ops.convert import ConvertOptions, convert
+from lycotool.ops.resize import ResizeOptions, resize
+from lycotool.training.observe import Observer, Observers, StepRecord
+from lycotool.training.options import TrainOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lycotool.training.saves import Finish
+    from lycotool.training.setup import Trainable
+    from lycotool.training.targets import TableRow
+    from lycotool.training.weights import Loaded
+
+#: Names of ``format`` that need no conversion.
+_OWN_FORMATS = ("kohya", "networks.lora", "lycoris.kohya")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """What a run will do; all that a dry run gives.
+
+    Attributes
+    ----------
+    family
+        ``sd1``, ``sd2`` or ``sdxl``.
+    modules
+        The module type table.
+    lrs
+        Learning rate by component.
+    """
+
+    output: str
+    family: str
+    prediction: str
+    precision: str
+    device: str
+    modules: tuple[TableRow, ...]
+    parameters: int
+    images: int
+    batches_per_epoch: int
+    steps: int
+    epochs: int
+    seed: int
+    lrs: Mapping[str, float]
+    memory: MemoryEstimate
+    dataset: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What came of a run.
+
+    Attributes
+    ----------
+    outputs
+        The finished adapter, and what was split from it.
+    first_step
+        Steps that were done before, in the run that was resumed.
+    """
+
+    plan: TrainPlan
+    outputs: tuple[str, ...]
+    first_step: int
+    loss: float | None
+    validation_loss: float | None
+    seconds: float
+    dry_run: bool
+
+
+class _Last(Observer):
+    """Remembers the last record."""
+
+    record: StepRecord | None = None
+
+    def step(self, record: StepRecord) -> None:
+        self.record = record
+
+
+def train(
+    options: TrainOptions,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    observer: Observer | None = None,
+) -> TrainResult:
+    """Train an adapter.
+
+    Parameters
+    ----------
+    force
+        Replace an existing output.
+    dry_run
+        Read base and data, plan, and write nothing.
+
+    Raises
+    ------
+    UsageError
+        If options contradict each other.
+    LycotoolError
+        As the parts say.
+    """
+    require_libraries()
+    from lycotool.training.setup import prepare
+
+    observer = observer or Observer()
+    output = _output(options)
+    state_folder = output.with_name(output.name.removesuffix(".safetensors") + ".state")
+    _check_output(options, output, force=force)
+    ready = prepare(options, load_weights=_load_weights)
+    plan = _describe(ready, str(output))
+    for warning in plan.warnings:
+        observer.warn(warning)
+    observer.planned(plan)
+    if dry_run:
+        return TrainResult(plan, (), 0, None, None, 0.0, dry_run=True)
+    return _run(ready, plan, output, state_folder, observer)
+
+
+def _run(
+    ready: Trainable, plan: TrainPlan, output: Path, state_folder: Path, observer: Observer
+) -> TrainResult:
+    from lycotool.training import continuity
+    from lycotool.training.between import Between
+    from lycotool.training.loop import load_state
+    from lycotool.training.loop import train as loop
+    from lycotool.training.metadata import RunMetadata, now
+    from lycotool.training.saves import Saver
+    from lycotool.training.setup import make_images, make_run, make_validation
+    from lycotool.training.state import read_state
+
+    options = ready.options
+    started, clock = now(), time.perf_counter()
+    identity = continuity.identity(options, ready.base, ready.dataset)
+    folder = _resumed_from(options, state_folder)
+    state = None
+    if folder is not None:
+        state = read_state(folder)
+        continuity.check(state.rest.get("identity", {}), identity, folder)
+        if state.step >= ready.plan.steps:
+            raise UsageError(
+                f"the state is after step {state.step}, the run has {ready.plan.steps}",
+                path=folder,
+                hint="`--steps` of more goes on, `--fresh` starts anew",
+            )
+    first_step = 0 if state is None else state.step
+    with ExitStack() as closing:
+        last = _Last()
+        observers = Observers(observer, last, *_logs(options, first_step, closing))
+        run = make_run(ready, observers)
+        metadata = RunMetadata(
+            options,
+            ready.base,
+            ready.plan,
+            labels=[row.algo for row in plan.modules],
+            lrs=ready.lrs,
+            optimizer=_optimizer_text(options, run.stepper.arguments),
+            started=started,
+            title=output.name.removesuffix(".safetensors"),
+        )
+        saver = Saver(
+            ready.network,
+            metadata,
+            output,
+            dtype=options.save.save_dtype,
+            keep=options.save.keep_saves,
+            finish=_finish(options, ready.base.family),
+        )
+        between = Between(
+            run,
+            observers,
+            saver,
+            save=options.save,
+            when_validated=options.validation,
+            when_sampled=options.samples,
+            validation=make_validation(ready, run, observers),
+            images=make_images(ready, run, output),
+            state_folder=state_folder,
+            identity=identity,
+        )
+        if state is not None:
+            load_state(run, state.tensors, state.rest)
+            saver.written = [list(paths) for paths in state.rest.get("saves", [])]
+            observer.note(f"going on after step {first_step}")
+        loop(run, between, observers, first_step=first_step)
+    return TrainResult(
+        plan=plan,
+        outputs=tuple(between.outputs),
+        first_step=first_step,
+        loss=None if last.record is None else last.record.smoothed_loss,
+        validation_loss=between.validation_loss,
+        seconds=time.perf_counter() - clock,
+        dry_run=False,
+    )
+
+
+def require_libraries() -> None:
+    """Refuse to start without the libraries that models are built from.
+
+    Raises
+    ------
+    UsageError
+        With the ``pip`` command.
+    """
+    import importlib.util
+
+    missing = [
+        name for name in ("diffusers", "transformers", "PIL") if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise UsageError(f"training needs {', '.join(missing)}", hint="`pip install 'lycotool[train]'`")
+
+
+def _output(options: TrainOptions) -> Path:
+    if options.output is not None:
+        if options.output == "-":
+            raise UsageError("an adapter in training is a file, not standard output")
+        return Path(options.output)
+    return Path(default_name([options.dataset], f"-{options.network.algo}.safetensors"))
+
+
+def _check_output(options: TrainOptions, output: Path, *, force: bool) -> None:
+    name = options.save.format
+    if name not in _OWN_FORMATS and name not in DIALECTS:
+        raise UsageError(f"--format: no such name: {name}", hint="one of kohya, " + ", ".join(DIALECTS))
+    if options.save.split_dylora and (options.network.algo != "dylora" or name not in _OWN_FORMATS):
+        raise UsageError("--split-dylora is for `--algo dylora` in kohya's format")
+    if options.save.resume is not None and options.save.fresh:
+        raise UsageError("--resume and --fresh contradict each other")
+    inputs = [path for path in (Path(options.base),) if path.is_file()]
+    if name not in _OWN_FORMATS and DIALECTS[name].is_folder:
+        if output.exists() and not force:
+            raise OutputError("exists already", path=output, hint="`--force` replaces it")
+        return
+    check_suffix(str(output))
+    prepare_output(str(output), inputs=inputs, force=force)
+
+
+def _resumed_from(options: TrainOptions, state_folder: Path) -> Path | None:
+    from lycotool.training.state import has_state
+
+    if options.save.resume is not None:
+        return Path(options.save.resume)
+    return state_folder if not options.save.fresh and has_state(state_folder) else None
+
+
+def _logs(options: TrainOptions, first_step: int, closing: ExitStack) -> list[Observer]:
+    from lycotool.training.logs import JsonLog, TensorBoardLog
+
+    logs: list[Observer] = []
+    if options.log.log is not None:
+        logs.append(JsonLog(options.log.log, first_step=first_step))
+    if options.log.tensorboard is not None:
+        logs.append(TensorBoardLog(options.log.tensorboard, first_step=first_step))
+    for log in logs:
+        closing.callback(log.close)
+    return logs
+
+
+def _finish(options: TrainOptions, family: str) -> Finish | None:
+    """What becomes of the file in kohya's format."""
+    name = options.save.format
+    if options.save.split_dylora:
+        unit = options.network.block_size or 4
+
+        def split(draft: Path, target: Path) -> list[str]:
+            draft.replace(target)
+            folder = ResizeOptions(output=str(target.parent), split=True, unit=unit, force=True)
+            done = resize(str(target), folder)
+            return [str(target), *done.outputs]
+
+        return split
+    if name in _OWN_FORMATS:
+        return None
+
+    def converted(draft: Path, target: Path) -> list[str]:
+        done = convert(str(draft), ConvertOptions(to=name, arch=family, output=str(target), force=True))
+        return [done.output]
+
+    return converted
+
+
+def _load_weights(path: str) -> dict[str, Loaded]:
+    """The modules of an adapter file, in float32."""
+    from lycotool.training.weights import Loaded
+
+    with open_store(path) as store:
+        adapter = read_adapter(store)
+        adapter.require_sound()
+        device = torch.device("cpu")
+        return {
+            name: Loaded(module.detected, adapter.load(module, device, torch.float32))
+            for name, module in adapter.modules.items()
+        }
+
+
+def _describe(ready: Trainable, output: str) -> TrainPlan:
+    from lycotool.training.setup import warnings_of
+
+    table = ready.network.table()
+    return TrainPlan(
+        output=output,
+        family=ready.base.family,
+        prediction=ready.base.prediction,
+        precision=ready.options.compute.precision,
+        device=str(ready.base.device),
+        modules=table,
+        parameters=sum(row.parameters for row in table),
+        images=ready.dataset.images_per_epoch,
+        batches_per_epoch=ready.plan.batches_per_epoch,
+        steps=ready.plan.steps,
+        epochs=ready.plan.epochs,
+        seed=ready.options.length.seed,
+        lrs=ready.lrs,
+        memory=estimate_memory(ready),
+        dataset=ready.dataset.describe(),
+        warnings=tuple(warnings_of(ready)),
+    )
+
+
+def _optimizer_text(options: TrainOptions, arguments: Mapping[str, object]) -> str:
+    """As sd-scripts writes it: ``AdamW(weight_decay=0.1)``."""
+    shown = ",".join(f"{name}={value}" for name, value in arguments.items())
+    return options.optimizer.optimizer + (f"({shown})" if shown else "")
+
+
+def as_document(result: TrainResult) -> dict[str, object]:
+    """The ``--json`` object."""
+    return asdict(result)

@@ -1,0 +1,59 @@
+"""Samplers of images while training: diffusers' own, on the run's noise schedule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lycotool.lazy import torch
+from lycotool.training.options import Sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Smallest ᾱ: a sampler in terms of σ = √((1 - ᾱ)/ᾱ) needs it above 0. diffusers' own floor.
+_FLOOR = 2.0**-24
+
+_CLASSES: dict[str, tuple[str, dict[str, object]]] = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": False}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpm_2": ("KDPM2DiscreteScheduler", {}),
+    "dpm_2_a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpmsolver": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    ),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmsingle": ("DPMSolverSinglestepScheduler", {}),
+}
+
+
+def make_sampler(name: Sampler, alphas_cumprod: Tensor, *, prediction: str) -> Any:  # noqa: ANN401 - untyped
+    """The scheduler of diffusers for a name, for ``ᾱ`` of the training.
+
+    A schedule that ends in pure noise is sampled from its very end (``trailing``).
+    """
+    import diffusers
+
+    name_of_class, arguments = _CLASSES[name]
+    ends_in_noise = bool(alphas_cumprod[-1] < _FLOOR)
+    alphas = alphas_cumprod.double().cpu().clamp_min(_FLOOR)
+    betas = 1 - alphas / torch.cat([torch.ones(1, dtype=alphas.dtype), alphas[:-1]])
+    return getattr(diffusers, name_of_class)(
+        num_train_timesteps=len(alphas),
+        trained_betas=betas.tolist(),
+        prediction_type=prediction,
+        timestep_spacing="trailing" if ends_in_noise else "leading",
+        **arguments,
+    )
+
+
+def takes_generator(scheduler: Any) -> bool:  # noqa: ANN401 - untyped
+    """Whether its step draws noise."""
+    import inspect
+
+    return "generator" in inspect.signature(scheduler.step).parameters
