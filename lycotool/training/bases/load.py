@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lycotool.errors import BadInputError, IncompatibleError
-from lycotool.io.open import open_store, read_json
+from lycotool.io.open import open_component, open_store, read_json
 from lycotool.io.store import TensorStore
 from lycotool.lazy import torch
 from lycotool.models.families.vae import current_name, levels_of, vae_table
@@ -92,7 +92,7 @@ def load_base(
         predicts = detect.detect_prediction(family, shapes, store.metadata, scheduler, prediction, path=path)
         unet, unet_config = (_folder_unet if is_folder else _file_unet)(family, store)
         texts = [*(_folder_texts if is_folder else _file_texts)(family, store)]
-        vae_store = store if vae is None else _open_vae(vae, allow_pickle=allow_pickle)
+        vae_store = store if vae is None else open_component(vae, allow_pickle=allow_pickle)
         with vae_store:
             image_part, latent_scale = _vae(family, vae_store, is_base=vae is None)
             parts = [unet, *texts, image_part]
@@ -227,15 +227,6 @@ def _openclip_part(family: FamilyName, number: int, prefix: str, config: Config,
 
 
 # --- VAE -------------------------------------------------------------------------------------
-
-
-def _open_vae(path: str, *, allow_pickle: bool) -> TensorStore:
-    """A VAE given apart; a folder may be the VAE's own or a whole model's."""
-    folder = Path(path)
-    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"):
-        if (folder / name).is_file():
-            return open_store(str(folder / name), allow_pickle=allow_pickle)
-    return open_store(path, allow_pickle=allow_pickle)
 
 
 def _vae(family: FamilyName, store: TensorStore, *, is_base: bool) -> tuple[_Part, float]:
