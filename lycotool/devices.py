@@ -68,3 +68,13 @@ def own_stream(device: torch.device) -> Iterator[None]:
     with torch.cuda.stream(stream):
         yield
     stream.synchronize()
+
+
+def ready_for_threads(device: torch.device) -> None:
+    """Load what a device's linear algebra needs, before several threads use it.
+
+    torch loads its CUDA part at the first decomposition, and fails ("lazy wrapper should be
+    called at most once") where two threads come to that at the same time.
+    """
+    if device.type == "cuda":
+        torch.linalg.cholesky_ex(torch.eye(1, device=device))

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lycotool.devices import own_stream, resolve_device
+from lycotool.devices import own_stream, ready_for_threads, resolve_device
 from lycotool.errors import IncompatibleError, NumericError
 from lycotool.io.dtypes import to_torch
 from lycotool.io.prefetch import prefetched
@@ -161,6 +161,7 @@ class Extractor:
         if self._options.mode in ("size", "error"):
             self._allocate(pairs)
         results = [_Result() for _ in pairs]
+        ready_for_threads(self._device)
         with in_background(self._store_alike, _AT_ONCE[self._device.type]) as store:
             batches = Batches(store, limit=self._batch_limit())
             for result, (pair, raw) in zip(results, self._read(pairs), strict=True):
