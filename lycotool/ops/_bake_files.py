@@ -79,11 +79,6 @@ class Layout:
     texts: Mapping[str, str]
     plain: frozenset[str] = frozenset()
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all weights' files."""
-        return sum(file.plan.nbytes for file in self.files)
-
 
 def prepare(
     store: TensorStore, output: str, inputs: Sequence[Path], shard_size: int | None, *, force: bool, dry: bool
