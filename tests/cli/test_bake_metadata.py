@@ -67,7 +67,8 @@ def test_model_spec_is_the_results(command: str) -> None:
     assert found["format"] == "pt"
 
     recipe = json.loads(found[f"lycotool.{command}"])
-    assert [(a["file"], a["strength"], a["sha256"]) for a in recipe["adapters"]] == [
+    adapters = recipe["adapters"] if command == "bake" else recipe["inputs"][1:]
+    assert [(a["file"], a.get("strength", 1.0), a["sha256"]) for a in adapters] == [
         ("a.safetensors", 0.5, sha256("a.safetensors")),
         ("b.safetensors", 1.0, sha256("b.safetensors")),
     ]
