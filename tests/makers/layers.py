@@ -91,7 +91,7 @@ def build(
 def train_randomly(network: Network, std: float = 0.3) -> None:
     """Move every parameter away from its start, as training would."""
     for name, parameter in network.raw_state().items():
-        move = values(name, tuple(parameter.shape), std, parameter.dtype)
+        move = values(name, tuple(parameter.shape), std, parameter.dtype).to(parameter.device)
         # Norms and scales stay positive.
         is_gain = name.endswith(("dora_scale", "rescale"))
         parameter.add_(parameter * move.clamp(-0.8, 0.8) if is_gain else move)
