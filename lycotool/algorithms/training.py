@@ -104,8 +104,8 @@ class Structured:
         ``(module, layer, x, base) -> op(x, W')`` from ``base(x) = op(x, W)``, both without
         the bias, for one that multiplies the weight.
     cost
-        Multiply-adds for each position of the output, besides those of the base; what building
-        and applying ΔW costs is the number of the weight's elements.
+        Multiply-adds for each position of the output, besides those of the base. Applying ΔW
+        costs the number of the weight's elements.
     """
 
     cost: Callable[[Sizes, TrainableLayer], int]

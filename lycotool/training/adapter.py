@@ -2,7 +2,8 @@
 
 ``y = op(x, W) + op(x, ΔW)`` with ΔW from the registry's own formula, or the structured form of
 the same where that is cheaper (:class:`Structured`). Parameters are float32; they, or what is
-made of them, are cast once to the input's dtype, and ΔW never meets a rounded ``W + ΔW``.
+made of them, are cast once to the input's dtype, and the forward pass never rounds ``W + ΔW``
+to half precision.
 
 Nothing here branches on the value of a tensor: dropouts and DyLoRA's ranks are masks that
 :meth:`Network.draw` fills outside the step.
@@ -23,6 +24,7 @@ from lycotool.algorithms.detection import Detected, bias_change, weight_change
 from lycotool.algorithms.layer import TrainableLayer
 from lycotool.algorithms.training import Arguments, Start, Structured, Training
 from lycotool.errors import IncompatibleError
+from lycotool.training.fused import product_with_sum
 from lycotool.training.masks import MaskSpec, element_mask
 
 if TYPE_CHECKING:
@@ -236,10 +238,14 @@ class AdapterLayer(nn.Module):
         module = self.module()
         structured = self.structured
         is_dropped = self.training and bool(self.masks.keys() & {"rows", "module"} or self.dropouts.elements)
+        bias = cast("Tensor | None", self.original.bias)
+        if structured is None and not is_dropped:
+            y = product_with_sum(self.layer, x, self.base_weight, self.weight_change(module), bias)
+            added = bias_change(self.detected, module, strength=1.0)
+            return y if added is None else y + self.layer.channels(added, y)
         if structured is not None and not is_dropped:
             multiplied = self._output(structured, module, x)
             if multiplied is not None:
-                bias = cast("Tensor | None", self.original.bias)
                 return multiplied if bias is None else multiplied + self.layer.channels(bias, multiplied)
         change = self.change(x, module)
         return cast("Tensor", self._original_forward(x)) + (self._drop(change) if is_dropped else change)
@@ -295,8 +301,9 @@ class AdapterLayer(nn.Module):
     def _choose(self, forward: Forward) -> Structured | None:
         """The structured form, where there is one and it is asked for or cheaper.
 
-        Both forms cost three times their multiply-adds in a step: forward, and backward to the
-        input and to the parameters.
+        The structured form costs three times its multiply-adds in a step: forward, and backward
+        to the input and to the parameters. ΔW costs the product of its own gradient, and one
+        forward where it may not be added to W (:func:`product_with_sum`).
         """
         structured = self.training_of.structured
         if structured is None or forward == "fused" or self.layer.groups != 1:
@@ -307,7 +314,9 @@ class AdapterLayer(nn.Module):
                 return None
         if forward == "structured":
             return structured
-        return structured if structured.cost(self.detected.sizes, self.layer) < self.layer.numel else None
+        products = 1 if self.base_weight.dtype == next(self.parameters()).dtype else 2
+        cost = structured.cost(self.detected.sizes, self.layer)
+        return structured if 3 * cost < products * self.layer.numel else None
 
     def _mask_specs(self) -> Iterator[MaskSpec]:
         rank, drops = self.arguments.rank, self.dropouts
