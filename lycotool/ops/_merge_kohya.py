@@ -81,7 +81,9 @@ def check_kohya(groups: Sequence[Group], *, concat: bool) -> None:
     for group in groups:
         for part in group.parts:
             module = part.module
-            if module.detected.layout is not lora.PLAIN or module.keys.keys() - _SLOTS:
+            if part.adapter.keys.spelling != "kohya":
+                faults.append(f"{module.name}: names that sd-scripts does not read")
+            elif module.detected.layout is not lora.PLAIN or module.keys.keys() - _SLOTS:
                 faults.append(f"{module.name}: {module.detected.label} with {', '.join(sorted(module.keys))}")
             elif _alpha(part) / (_alpha(group.parts[0]) or math.nan) >= 0:
                 continue

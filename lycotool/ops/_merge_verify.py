@@ -116,7 +116,7 @@ class MergeVerifier:
     def _compared(self, group: Group, written: Form) -> Comparison:
         if self.options.compat == "kohya":
             slots, alpha = kohya_factors(group, self.merger, concat=self.options.concat)
-            up, down = (slots[f"lora_{side}.weight"].double().flatten(1) for side in ("up", "down"))
+            up, down = (slots[f"lora_{side}.weight"].cpu().double().flatten(1) for side in ("up", "down"))
             return compare_changes(alpha / up.shape[1] * (up @ down), None, written, None)
         if self.merger.is_dense:
             weight, bias = self.merger.change(group)
@@ -127,8 +127,10 @@ class MergeVerifier:
     def _base(self, group: Group) -> Tensor | None:
         """The layer's weight, or one of its shape where nothing depends on it."""
         known = self.merger.base_weight(group)
-        if known is not None or group.needs_base or not group.has_weight:
-            return known
+        if known is not None:
+            return known.cpu()
+        if group.needs_base or not group.has_weight:
+            return None
         return torch.zeros(self.merger.shape(group), dtype=torch.float64)
 
 

@@ -154,7 +154,8 @@ class Origin:
 
     def _entries(self, *, settled: bool) -> dict[str, str]:
         def named(store: TensorStore) -> dict[str, object]:
-            return {"file": Path(store.path).name, "sha256": self.sha256(store) if settled else _UNKNOWN}
+            name = store.path if store.path == "-" else Path(store.path).resolve().name
+            return {"file": name, "sha256": self.sha256(store) if settled else _UNKNOWN}
 
         recipe: dict[str, object] = {"recipe": RECIPE_VERSION}
         recipe["inputs"] = [{**named(store), **said} for store, said in self.inputs]

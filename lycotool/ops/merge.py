@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from lycotool.devices import resolve_device
 from lycotool.errors import RefusedError, UsageError
@@ -83,6 +84,9 @@ def merge(
         refuse_with_kohya(options, named, into_adapter=into_adapter)
         combination = resolve(options.method, named, truncated=options.ranks.truncates)
         options.ranks.check()
+        # Angles and spectra are float64. From here on the device is the one that is found.
+        exacting = combination.is_dense or options.ranks.truncates
+        options = replace(options, device=str(resolve_device(options.device, float64=exacting)))
         for weighted in opened:
             if not options.rebuild:
                 _obey_rules(weighted.adapter)
@@ -129,7 +133,7 @@ def _recorded(options: MergeOptions, combination: Combination) -> dict[str, obje
         values["method"] = combination.method.name
     if combination.method.is_random:
         values["seed"] = combination.seed
-    values["device"] = resolve_device(options.device).type
+    values["device"] = options.device.partition(":")[0]
     return values
 
 

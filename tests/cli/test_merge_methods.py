@@ -185,6 +185,60 @@ def test_a_fused_tensor_is_combined_row_by_row_as_its_parts_are(in_folder: Path)
     assert (folded - expected).abs().max() <= 2 * EPS * float(expected.abs().max())
 
 
+@pytest.mark.parametrize("into", [(), ("base.safetensors",)], ids=["adapter", "checkpoint"])
+def test_layers_are_computed_one_after_the_other(
+    into: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer's change is asked for when its turn to be written has come, never before."""
+    from lycotool.ops import _bake_tensors, _merge_adapters
+    from lycotool.ops._common import as_bytes
+    from lycotool.ops._methods import Combination
+
+    two(modules=(UNET, OTHER, "lora_unet_down_c"))
+    layers = {f"model.diffusion_model.down.{letter}.weight": torch.randn(12, 10) for letter in "abc"}
+    write(Path("base.safetensors"), layers)
+    events: list[str] = []
+    combined = Combination.combined
+
+    def noted(self: Combination, place: tuple[str, str], *rest: object) -> Tensor:
+        events.append(f"compute {place[1]}")
+        return combined(self, place, *rest)  # type: ignore[arg-type]
+
+    def written(tensor: Tensor) -> memoryview:
+        events.append("write")
+        return as_bytes(tensor)
+
+    monkeypatch.setattr(Combination, "combined", noted)
+    monkeypatch.setattr(_merge_adapters, "as_bytes", written)
+    monkeypatch.setattr(_bake_tensors, "as_bytes", written)
+    command = ("merge", *into, "a.safetensors", "b.safetensors", *options_of("ties"), "-o", "out.safetensors")
+    succeed(*command, "-n")
+    assert events == []
+    succeed(*command)
+    assert events == ["compute down_a", "write", "compute down_b", "write", "compute down_c", "write"]
+
+
+def test_work_in_float64_passes_mps_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    two()
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for options in (options_of("slerp"), ("--rank", "2")):
+        merged("a.safetensors", "b.safetensors", *options)
+        result = run(
+            "merge",
+            "a.safetensors",
+            "b.safetensors",
+            *options,
+            "--device",
+            "mps",
+            "-f",
+            "-o",
+            "out.safetensors",
+        )
+        assert result.exit_code == 2
+        assert "mps has no float64" in result.stderr
+
+
 def test_algorithms_of_all_kinds_meet(in_folder: Path) -> None:
     """LoRA, LoHa, LoKr, a difference and its bias in one layer; norms in another."""
     norm = "lora_unet_down_norm"

@@ -208,7 +208,8 @@ def test_kohya_reads_a_missing_alpha_as_the_rank(in_folder: Path) -> None:
         (("a.safetensors", "b.safetensors", "--rebuild"), 2, "has no --rebuild"),
         (("a.safetensors", "loha.safetensors"), 5, "sd-scripts cannot merge"),
         (("a.safetensors", "wide.safetensors"), 5, "ranks differ: [2, 3]"),
-        (("a.safetensors", "zero.safetensors"), 5, None),
+        (("a.safetensors", "zero.safetensors"), 0, None),
+        (("a.safetensors", "dotted.safetensors"), 5, "names that sd-scripts does not read"),
         (("zero.safetensors", "a.safetensors"), 5, "no root of alpha 1 / 0"),
         (("a.safetensors", "minus.safetensors"), 5, "no root of alpha -1 / 1"),
     ],
@@ -219,6 +220,11 @@ def test_kohya_is_refused_where_it_is_not_defined(
 ) -> None:
     write(Path("wide.safetensors"), lora(UNET, 40, 30, rank=3))
     write(Path("zero.safetensors"), lora(UNET, 40, 30, alpha=0.0))
+    dotted = {
+        "unet.down.a.lora_A.weight": torch.randn(2, 30),
+        "unet.down.a.lora_B.weight": torch.randn(40, 2),
+    }
+    write(Path("dotted.safetensors"), dotted)
     write(Path("minus.safetensors"), lora(UNET, 40, 30, alpha=-1.0))
     result = run("merge", *arguments, "--compat", "kohya", "-o", "out.safetensors")
 

@@ -31,7 +31,9 @@ def written(case: Case, folder: Path) -> tuple[list[Module], list[AdapterInput],
         metadata = {"ss_network_args": f'{{"algo": "{case.hint}"}}'}
     inputs = []
     for index, (module, weight) in enumerate(zip(modules, WEIGHTS, strict=True)):
-        tensors = {f"{LAYER}.{slot}": t.float() if t.is_floating_point() else t for slot, t in module.tensors.items()}
+        tensors = {
+            f"{LAYER}.{slot}": t.float() if t.is_floating_point() else t for slot, t in module.tensors.items()
+        }
         path = write(folder / f"{index}.safetensors", tensors, metadata)
         inputs.append(AdapterInput(str(path), weight))
     base = {"model.diffusion_model.down.a.weight": modules[0].base.float()}
@@ -43,7 +45,9 @@ def written(case: Case, folder: Path) -> tuple[list[Module], list[AdapterInput],
 @pytest.mark.parametrize("case", cases(), ids=str)
 def test_every_form_is_summed_and_verified(case: Case, tmp_path: Path) -> None:
     _, inputs, base = written(case, tmp_path)
-    options = MergeOptions(output=str(tmp_path / "out.safetensors"), rebuild=True, base=base, verify=True, device="cpu")
+    options = MergeOptions(
+        output=str(tmp_path / "out.safetensors"), rebuild=True, base=base, verify=True, device="cpu"
+    )
 
     for given in (inputs, inputs[:1]):
         result = merge(given[0], given[1:], options)
@@ -66,7 +70,9 @@ def test_every_form_enters_a_method(case: Case, tmp_path: Path) -> None:
 
     changes, layer = [], modules[0].base
     for module, weight in zip(modules, WEIGHTS, strict=True):
-        changes.append(weight_change(module.detected, module.bound(), module.shape, layer, strength=weight).numpy())
+        changes.append(
+            weight_change(module.detected, module.bound(), module.shape, layer, strength=weight).numpy()
+        )
     x = np.stack(changes)
     agree = np.sign(x) == np.where(x.sum(0) >= 0, 1, -1)
     expected = (x * agree).sum(0) / np.maximum(agree.sum(0), 1)
