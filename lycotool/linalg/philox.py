@@ -20,7 +20,7 @@ _WORD = 0xFFFFFFFF
 _ROUNDS = 10
 
 #: Blocks of four words computed at a time, which bounds the scratch memory.
-_CHUNK = 2**20
+_CHUNK = 2**18
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -48,9 +48,11 @@ def _largest_mask(tensor: Tensor, count: int) -> Tensor:
         return torch.zeros_like(tensor, dtype=torch.bool)
     flat = tensor.abs().flatten()
     least = flat.kthvalue(size - count + 1).values
-    above, equal = flat > least, flat == least
-    room = count - int(above.sum())
-    return (above | (equal & (equal.cumsum(0) <= room))).reshape(tensor.shape)
+    mask = flat >= least
+    if int(mask.sum()) > count:  # several are as large as the least
+        above, equal = flat > least, flat == least
+        mask = above | (equal & (equal.cumsum(0) <= count - int(above.sum())))
+    return mask.reshape(tensor.shape)
 
 
 def drop_and_rescale(tensor: Tensor, density: float, stream: Stream) -> Tensor:
