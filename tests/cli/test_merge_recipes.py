@@ -197,6 +197,38 @@ def test_folders_and_shards_have_a_hash_of_their_files(in_folder: Path) -> None:
     assert "peft: is not the file that the recipe names" in result.stderr
 
 
+def test_a_diffusers_folder_replays_to_the_same_files(in_folder: Path) -> None:
+    for component in ("unet", "text_encoder"):
+        (in_folder / "model" / component).mkdir(parents=True)
+    Path("model/model_index.json").write_text("{}")
+    write(Path("model/unet/diffusion_pytorch_model.safetensors"), {"down.a.weight": torch.randn(6, 5)})
+    encoder = write(Path("model/text_encoder/model.safetensors"), {"text_model.x.weight": torch.randn(3)})
+    write(Path("c.safetensors"), lora(UNET))
+    succeed("merge", "model", "c.safetensors:0.5", "--method", "dare", "--density", 0.5, "-o", "made")
+    succeed("merge", "--replay", "made")
+    files = [path.relative_to("made") for path in Path("made").rglob("*") if path.is_file()]
+    assert len(files) == 3
+    assert all((Path("made") / f).read_bytes() == (Path("made-replayed") / f).read_bytes() for f in files)
+
+    encoder.write_bytes(encoder.read_bytes()[:-1] + b"\x01")
+    result = run("merge", "--replay", "made", "-f")
+    assert result.exit_code == 10
+    assert "model: is not the file that the recipe names" in result.stderr
+
+
+def test_a_folder_named_by_a_dot_is_recorded_by_its_name(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (in_folder / "style").mkdir()
+    monkeypatch.chdir(in_folder / "style")
+    write(Path("adapter_model.safetensors"), {"base_model.model.down.a.lora_A.weight": torch.randn(2, 5),
+                                              "base_model.model.down.a.lora_B.weight": torch.randn(6, 2)})  # fmt: skip
+    Path("adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    succeed("merge", ".:0.5", "-o", "../half.safetensors")
+
+    assert recorded("../half.safetensors")["inputs"][0]["file"] == "style"  # type: ignore[index]
+
+
 def test_replay_says_so_when_the_bytes_differ(in_folder: Path) -> None:
     """Someone edited the result: the recipe gives other bytes than the file has."""
     succeed("merge", *AB, "-o", "made.safetensors")
