@@ -30,7 +30,7 @@ def identity(options: TrainOptions, base: BaseModel, dataset: Dataset) -> dict[s
     if _is_endless(options):
         del decided["steps"], decided["epochs"]
     decided |= {
-        "base": base.sha256 or Path(base.path).resolve().name,
+        "base": base.content_hash,
         "dataset": _digest(dataset),
     }
     found: dict[str, Any] = json.loads(json.dumps(decided))

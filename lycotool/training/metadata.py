@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from lycotool import __version__
 from lycotool.models.families import FAMILIES
-from lycotool.training.bases.hashes import old_hash_of, sha256_of
 from lycotool.training.bases.model import BaseModel
 from lycotool.training.data.dataset import Dataset
 from lycotool.training.network_options import trainable
@@ -209,7 +208,7 @@ def _files(base: BaseModel) -> dict[str, Any]:
     if base.vae_path is not None:
         found["ss_vae_name"] = Path(base.vae_path).resolve().name
     if base.vae_file is not None:
-        found |= {"ss_vae_hash": old_hash_of(base.vae_file), "ss_new_vae_hash": sha256_of(base.vae_file)}
+        found |= {"ss_vae_hash": base.vae_old_hash, "ss_new_vae_hash": base.vae_sha256}
     return found
 
 

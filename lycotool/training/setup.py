@@ -397,7 +397,7 @@ def latents_of(options: TrainOptions, base: BaseModel, dataset: Dataset, observe
     """Encode the images, or get ready to."""
     where = options.data.cache_latents
     folder = _cache_folder(options) if where == "disk" else None
-    key = f"{base.vae_path or ''}:{base.sha256 or base.path}:{base.vae_dtype}"
+    key = base.vae_fingerprint if where == "disk" else ""
     if where != "none":
         observer.start("encoding images", sum(1 for _ in dataset.examples))
     cache = cache_latents(
@@ -420,7 +420,7 @@ def texts_of(options: TrainOptions, base: BaseModel) -> TextCache:
     where = options.data.cache_text
     return TextCache(
         lambda ids: encode_text(base, ids, clip_skip=options.model.clip_skip),
-        key=f"{base.sha256 or base.path}:{base.te_dtype}",
+        key=base.text_fingerprint if where == "disk" else "",
         clip_skip=options.model.clip_skip,
         folder=_cache_folder(options) if where == "disk" else None,
         limit=0 if where == "none" else _TEXT_BYTES,

@@ -114,6 +114,7 @@ def load_base(
                 te_dtype=dtypes[2],
                 device=target,
                 file=store.files[0] if store.kind == "file" else None,
+                files=(*store.files, *(vae_store.files if vae is not None else ())),
                 vae_path=vae,
                 vae_file=vae_store.files[0] if vae is not None and vae_store.kind == "file" else None,
                 warnings=(*store.warnings, *_about_unknown(shapes, is_folder=is_folder)),

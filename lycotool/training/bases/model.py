@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,6 +45,8 @@ class BaseModel:
         be an adapter's.
     file
         The single file it came from; None for a folder or shards.
+    files
+        Every file its weights came from, another VAE's too.
     vae_path, vae_file
         What the user named for a VAE, and the file itself; None without one.
     warnings
@@ -64,6 +67,7 @@ class BaseModel:
     te_dtype: torch.dtype
     device: torch.device
     file: Path | None = None
+    files: tuple[Path, ...] = ()
     vae_path: str | None = None
     vae_file: Path | None = None
     warnings: tuple[str, ...] = field(default_factory=tuple)
@@ -82,6 +86,12 @@ class BaseModel:
     def alphas_cumprod(self) -> torch.Tensor:
         """ᾱ as float64, rescaled where the base says that its schedule ends in pure noise."""
         return with_zero_terminal_snr(self.base_alphas) if self.zero_terminal_snr else self.base_alphas
+
+    @cached_property
+    def content_hash(self) -> str:
+        """A hash of every file the weights came from, wherever they lie: what a run is resumed by."""
+        digests = [self.sha256 if path == self.file else sha256_of(path) for path in self.files]
+        return hashlib.sha256("\n".join(str(digest) for digest in digests).encode()).hexdigest()
 
     @property
     def pad_tokens(self) -> tuple[int, ...]:

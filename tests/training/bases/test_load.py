@@ -405,6 +405,22 @@ def test_fingerprints(on_disk: Bases, tmp_path: Path) -> None:
     assert other.text_fingerprint != file.text_fingerprint
 
 
+def test_content_hash(on_disk: Bases, tmp_path: Path) -> None:
+    """It is that of the files, not of their place, and of another VAE's as well."""
+    disk, other = on_disk.get("sd1"), on_disk.get("sd2")
+    folder = shutil.copytree(disk.folder, tmp_path / "elsewhere")
+    first = load_base(str(disk.folder))
+    assert len(first.files) == 3
+    assert load_base(str(folder)).content_hash == first.content_hash
+    assert load_base(str(folder), vae=str(other.folder / "vae")).content_hash != first.content_hash
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    _edited(weights, weights, lambda state: state["quant_conv.bias"].add_(1))
+    assert load_base(str(folder)).content_hash != first.content_hash
+    file = load_base(str(disk.file))
+    assert file.files == (disk.file,)
+    assert len({file.content_hash, first.content_hash}) == 2
+
+
 def test_pickles_only_when_allowed(on_disk: Bases, tmp_path: Path) -> None:
     disk = on_disk.get("sd1")
     path = tmp_path / "model.ckpt"
