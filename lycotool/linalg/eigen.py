@@ -48,6 +48,14 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(-1), vectors.flip(-1)
 
 
+def eigenvalues(matrices: Tensor) -> Tensor:
+    """:func:`eigh` without the vectors, which are most of the work for large matrices."""
+    if matrices.shape[-1] > _THREADED:
+        values: Tensor = torch.linalg.eigvalsh(matrices)
+        return values.flip(-1)
+    return eigh(matrices)[0]
+
+
 @contextmanager
 def one_matrix_a_thread() -> Iterator[tuple[ThreadPoolExecutor, int]]:
     """Keep the threads of :func:`eigh` between its calls; torch's own work gets one meanwhile.

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from lycotool.lazy import torch
 from lycotool.linalg.dense import gram
-from lycotool.linalg.eigen import eigh
+from lycotool.linalg.eigen import eigenvalues
 from lycotool.linalg.low_rank import LowRank, low_rank_split
 from lycotool.linalg.ranks import fro
-from lycotool.linalg.spectra import FactorSpectrum, grams, spectra
+from lycotool.linalg.spectra import FactorSpectrum, Grams, grams, root_of, roots_above_noise, spectra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,34 +52,38 @@ def energy_rank(values: Tensor, share: float) -> int:
 def singular_values(matrices: Sequence[LowRank | Tensor]) -> list[Tensor]:
     """Singular values of many matrices, equal sizes in one batch.
 
-    From the ``r×r`` Grams of the factors (:func:`lycotool.linalg.spectra.spectra`); from the
-    smaller Gram of the matrix itself where it is given dense, or its factors are larger than it.
+    From the ``r×r`` Grams of the factors, ``σ² = λ(Fᵀ H F)`` with ``F Fᵀ = upᵀ up`` and
+    ``H = down downᵀ``; from the smaller Gram of the matrix itself where it is given dense, or its
+    factors are larger than it.
 
     Returns
     -------
     list of Tensor
-        float64, descending, on the CPU; down to about 1e-8 of the largest.
+        As many as the rank of the factors allows; float64, descending, on the CPU; down to about
+        1e-8 of the largest.
     """
     found: dict[int, Tensor] = {}
-    factored: dict[int, LowRank] = {}
-    dense: dict[int, list[tuple[int, Tensor]]] = {}
+    factored: dict[int, list[tuple[int, Grams]]] = {}
+    dense: dict[int, list[tuple[int, Tensor, int]]] = {}
     for index, matrix in enumerate(matrices):
         plain = matrix.folded() if isinstance(matrix, LowRank) else matrix
-        if isinstance(plain, LowRank) and plain.rank < min(plain.shape):
-            factored[index] = plain
+        rows, columns = plain.shape
+        if isinstance(plain, LowRank) and plain.rank * (rows + columns) < rows * columns:
+            factored.setdefault(plain.rank, []).append((index, grams(plain)))
         elif 0 in plain.shape:
             found[index] = torch.zeros(0, dtype=torch.float64)
         else:
             small = gram(plain.dense() if isinstance(plain, LowRank) else plain)
-            dense.setdefault(len(small), []).append((index, small))
-    for index, spectrum in zip(factored, spectra([grams(low) for low in factored.values()]), strict=True):
-        found[index] = spectrum.values
+            bound = min(len(small), plain.rank) if isinstance(plain, LowRank) else len(small)
+            dense.setdefault(len(small), []).append((index, small, bound))
+    for pairs in factored.values():
+        left, right = (torch.stack([getattr(part, side) for _, part in pairs]) for side in ("left", "right"))
+        root = root_of(left)
+        values = roots_above_noise(eigenvalues(root.mT @ right @ root)).cpu()
+        found |= {index: row[: part.bound] for (index, part), row in zip(pairs, values, strict=True)}
     for group in dense.values():
-        squares = eigh(torch.stack([small for _, small in group]))[0].clamp_min(0)
-        # What is below the rounding of the squares is noise.
-        noise = 16 * squares.shape[-1] * torch.finfo(squares.dtype).eps * squares[:, :1]
-        values = torch.where(squares > noise, squares, 0).sqrt().cpu()
-        found |= {index: row for (index, _), row in zip(group, values, strict=True)}
+        values = roots_above_noise(eigenvalues(torch.stack([small for _, small, _ in group]))).cpu()
+        found |= {index: row[:bound] for (index, _, bound), row in zip(group, values, strict=True)}
     return [found[index] for index in range(len(matrices))]
 
 

@@ -108,18 +108,31 @@ def spectra(parts: Sequence[Grams]) -> list[FactorSpectrum]:
 
 def _mixing(grams_left: Tensor, grams_right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``Σ``, ``B`` and ``A`` of :class:`FactorSpectrum` for a batch of ``(r, r)`` Grams."""
-    powers, basis = eigh(grams_left)
-    root = basis * powers.clamp_min(0).sqrt().unsqueeze(-2)  # F, with G = F Fᵀ
+    root = root_of(grams_left)
     squares, directions = eigh(root.mT @ grams_right @ root)
-    values = squares.clamp_min(0).sqrt()
-    # What is below the rounding of the squares is noise, and so is its direction: zero.
-    noise = 16 * values.shape[-1] * torch.finfo(values.dtype).eps
-    keep = values.square() > noise * values[..., :1].square()
-    values = torch.where(keep, values, 0)
+    values = roots_above_noise(squares)
+    keep = values > 0
     inverse = torch.where(keep, 1 / torch.where(keep, values, 1), 0)
     mix_down = (root @ directions) * inverse.unsqueeze(-2)
     mix_down = mix_down * _signs(mix_down)
     return values, grams_right @ mix_down, mix_down
+
+
+def root_of(grams: Tensor) -> Tensor:
+    """``F`` with ``G = F Fᵀ`` for a batch of Grams, from their eigenvectors."""
+    powers, basis = eigh(grams)
+    root: Tensor = basis * powers.clamp_min(0).sqrt().unsqueeze(-2)
+    return root
+
+
+def roots_above_noise(squares: Tensor) -> Tensor:
+    """Singular values from their squares ``(batch, n)``, descending.
+
+    What is below the rounding of the squares is noise, and so is its direction: zero.
+    """
+    noise = 16 * squares.shape[-1] * torch.finfo(squares.dtype).eps
+    values: Tensor = torch.where(squares > noise * squares[..., :1], squares.clamp_min(0), 0).sqrt()
+    return values
 
 
 def _signs(columns: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ def test_singular_values_are_those_of_the_matrix(shapes: list, dense: bool, seed
     found = singular_values([one.dense() for one in low] if dense else low)
     for one, values in zip(low, found, strict=True):
         expected = svd(one.dense())[1]
+        assert len(values) == (len(expected) if dense else min(one.rank, len(expected)))
         padded = np.zeros_like(expected)
         padded[: len(values)] = values
         assert padded == pytest.approx(expected, abs=TOLERANCE * expected[0])
