@@ -9,6 +9,7 @@ from lycotool.algorithms.base import Algorithm
 from lycotool.formats.dialects import DIALECTS, Dialect
 from lycotool.linalg.merging.base import Method
 from lycotool.linalg.merging.methods import METHODS, OPTIONS
+from lycotool.ops._findings import CHECKS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -54,3 +55,9 @@ def test_methods_table() -> None:
         return f"| `{method.name}` | {method.summary} | {count} | {options or '–'} | {method.citation} |"
 
     assert table[2:] == [line(method) for method in METHODS.values()]
+
+
+def test_checks_table() -> None:
+    text = README.read_text(encoding="utf-8")
+    table = text.split("<!-- table: checks -->")[1].split("<!-- end -->")[0].strip().splitlines()
+    assert table[2:] == [f"| `{id}` | {c.severity} | {c.reads} | {c.finds} |" for id, c in CHECKS.items()]

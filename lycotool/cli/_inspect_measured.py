@@ -10,7 +10,7 @@ from lycotool.cli._tables import add_row, table_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lycotool.ops._inspect_checks import Finding
+    from lycotool.ops._findings import Finding
     from lycotool.ops._inspect_compare import Comparison, PairRow
     from lycotool.ops._inspect_stats import ModuleStats, Stats, StatsTotals
     from lycotool.ops._inspect_tags import TagRow

@@ -360,7 +360,7 @@ def _fail_on(rows: Sequence[Overview], least: Literal["error", "warning", "info"
     CheckError
         Counting them.
     """
-    from lycotool.ops._inspect_checks import SEVERITIES
+    from lycotool.ops._findings import SEVERITIES
 
     counts = {
         severity: sum((row.findings or {}).get(severity, 0) for row in rows)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from lycotool.errors import NumericError
 from lycotool.formats.keys import dialects
@@ -21,6 +20,7 @@ from lycotool.io.hashes import MODEL_HASH, SPEC_HASH
 from lycotool.io.store import SafetensorsFile, TensorStore
 from lycotool.lazy import torch
 from lycotool.ops._adapter import Adapter, AdapterModule
+from lycotool.ops._findings import Finding, finding
 from lycotool.ops._inspect_rows import HashRow, kind_of
 from lycotool.ops._metadata_keys import JSON_KEYS, TRAINING_DATA
 from lycotool.ops._naming import places
@@ -28,11 +28,6 @@ from lycotool.ops._render import outline
 
 if TYPE_CHECKING:
     from lycotool.ops._inspect_stats import Stats
-
-Severity = Literal["error", "warning", "info"]
-
-#: Weakest first.
-SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error")
 
 #: The largest finite float16.
 _FP16_MAX = 65504.0
@@ -53,73 +48,14 @@ _PLAIN_RANK = frozenset({"lora", "dylora", "tlora"})
 _WASTE = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One finding.
-
-    Attributes
-    ----------
-    id
-        Stable; :data:`CHECKS` lists them all.
-    text
-        What was found, in words.
-    modules
-        Modules, tensors or metadata keys concerned.
-    remedy
-        What to do about it; empty where nothing needs doing.
-    """
-
-    id: str
-    severity: Severity
-    text: str
-    modules: tuple[str, ...] = ()
-    remedy: str = ""
-
-
-#: Every check: what it reads beside the header, and its severity.
-CHECKS: Mapping[str, tuple[Literal["header", "hashes", "values", "changes"], Severity]] = {
-    "damaged-module": ("header", "error"),
-    "alpha-not-finite": ("header", "error"),
-    "orphan-alpha": ("header", "error"),
-    "duplicate-layer": ("header", "error"),
-    "unknown-tensor": ("header", "warning"),
-    "alpha-missing": ("header", "warning"),
-    "alpha-zero": ("header", "warning"),
-    "alpha-negative": ("header", "warning"),
-    "alpha-above-rank": ("header", "info"),
-    "rs-lora-not-folded": ("header", "warning"),
-    "rank-above-size": ("header", "warning"),
-    "dora-axis": ("header", "warning"),
-    "mixed-spellings": ("header", "warning"),
-    "no-loader": ("header", "warning"),
-    "pickle": ("header", "warning"),
-    "metadata-conflict": ("header", "warning"),
-    "metadata-not-json": ("header", "warning"),
-    "private-path": ("header", "warning"),
-    "training-data": ("header", "info"),
-    "stale-hash": ("hashes", "warning"),
-    "hash-of-nothing": ("header", "warning"),
-    "non-finite": ("values", "error"),
-    "fp16-overflow": ("values", "warning"),
-    "fits-fp16": ("values", "info"),
-    "dead-module": ("changes", "warning"),
-    "wasted-rank": ("changes", "info"),
-    "needs-base": ("changes", "info"),
-}
-
-
-def _finding(id: str, text: str, modules: Iterable[str] = (), remedy: str = "") -> Finding:
-    return Finding(id, CHECKS[id][1], text, tuple(modules), remedy)
-
-
 def header_findings(
     store: TensorStore, adapter: Adapter | None, metadata: Mapping[str, object]
 ) -> list[Finding]:
     """What names, shapes, alphas and metadata tell."""
     found = list(_about_metadata(store, metadata))
     if any(not isinstance(file, SafetensorsFile) for file in store.opened):
-        found.append(_finding("pickle", "is a PyTorch pickle, which can run code in programs that load it",
-                              remedy="`lycotool convert` or `merge` writes safetensors"))  # fmt: skip
+        found.append(finding("pickle", "is a PyTorch pickle, which can run code in programs that load it",
+                             remedy="`lycotool convert` or `merge` writes safetensors"))  # fmt: skip
     if adapter is not None:
         found = [*_about_names(adapter), *_about_alphas(adapter), *_about_forms(adapter),
                  *_about_numbers(adapter, metadata), *found]  # fmt: skip
@@ -132,29 +68,29 @@ def _about_names(adapter: Adapter) -> Iterator[Finding]:
         id = "alpha-not-finite" if isinstance(fault, NumericError) else "damaged-module"
         faults.setdefault((id, fault.message), []).append(fault.key or "")
     for (id, message), modules in faults.items():
-        yield _finding(
+        yield finding(
             id, message, modules, "train or export the file again; no program can read these modules"
         )
     keys = adapter.keys
     if keys.orphans:
-        yield _finding("orphan-alpha", f"{len(keys.orphans)} alphas without a module", keys.orphans,
-                       "the modules' other tensors are missing")  # fmt: skip
+        yield finding("orphan-alpha", f"{len(keys.orphans)} alphas without a module", keys.orphans,
+                      "the modules' other tensors are missing")  # fmt: skip
     if keys.unknown:
-        yield _finding("unknown-tensor", f"{len(keys.unknown)} tensors that belong to no known algorithm", keys.unknown,
-                       "every command leaves them aside")  # fmt: skip
+        yield finding("unknown-tensor", f"{len(keys.unknown)} tensors that belong to no known algorithm", keys.unknown,
+                      "every command leaves them aside")  # fmt: skip
     layers: dict[tuple[str, str], list[str]] = {}
     own = places(keys.modules, ())
     for name, place in places(keys.modules, own.values()).items():
         layers.setdefault(place, []).append(name)
     for names in layers.values():
         if len(names) > 1:
-            yield _finding("duplicate-layer", f"{len(names)} modules change the same layer", names,
-                           "programs add both or take one of them; keep one")  # fmt: skip
+            yield finding("duplicate-layer", f"{len(names)} modules change the same layer", names,
+                          "programs add both or take one of them; keep one")  # fmt: skip
     named = dialects(keys)
     if len(keys.spellings) > 1 or len(named) > 1:
         spelled = [*named, *(s for s in sorted(keys.spellings) if len(keys.spellings) > 1)]
-        yield _finding("mixed-spellings", "mixes the key names of " + " and ".join(dict.fromkeys(spelled)),
-                       remedy="`lycotool convert --to FORMAT` names all modules alike")  # fmt: skip
+        yield finding("mixed-spellings", "mixes the key names of " + " and ".join(dict.fromkeys(spelled)),
+                      remedy="`lycotool convert --to FORMAT` names all modules alike")  # fmt: skip
 
 
 def _about_alphas(adapter: Adapter) -> Iterator[Finding]:
@@ -162,38 +98,38 @@ def _about_alphas(adapter: Adapter) -> Iterator[Finding]:
     stored = [(m, m.dims.alpha) for m in ranked if m.dims.alpha is not None]
     missing = [m.name for m in ranked if m.dims.alpha is None]
     if missing and adapter.keys.spelling == "kohya":
-        yield _finding("alpha-missing", f"{len(missing)} modules have no alpha; it is read as the rank", missing,
-                       "`lycotool convert` and `resize` write it out")  # fmt: skip
+        yield finding("alpha-missing", f"{len(missing)} modules have no alpha; it is read as the rank", missing,
+                      "`lycotool convert` and `resize` write it out")  # fmt: skip
     if zero := [m.name for m, alpha in stored if alpha == 0]:
-        yield _finding("alpha-zero", f"alpha is 0 in {len(zero)} modules: programs see no change", zero,
-                       "`--alpha-zero rank` reads it as the rank, which trainers mean by it")  # fmt: skip
+        yield finding("alpha-zero", f"alpha is 0 in {len(zero)} modules: programs see no change", zero,
+                      "`--alpha-zero rank` reads it as the rank, which trainers mean by it")  # fmt: skip
     if negative := [m.name for m, alpha in stored if alpha < 0]:
-        yield _finding("alpha-negative", f"alpha is negative in {len(negative)} modules: their change is inverted", negative)  # fmt: skip
+        yield finding("alpha-negative", f"alpha is negative in {len(negative)} modules: their change is inverted", negative)  # fmt: skip
     if above := [m.name for m, alpha in stored if m.dims.rank is not None and alpha > m.dims.rank]:
-        yield _finding("alpha-above-rank", f"alpha is above the rank in {len(above)} modules (rs_lora, or folded strengths)", above)  # fmt: skip
+        yield finding("alpha-above-rank", f"alpha is above the rank in {len(above)} modules (rs_lora, or folded strengths)", above)  # fmt: skip
 
 
 def _about_forms(adapter: Adapter) -> Iterator[Finding]:
     above = [m.name for m in adapter.modules.values() if _is_above(m)]
     if above:
-        yield _finding("rank-above-size", f"the rank of {len(above)} modules is above the smaller side of their matrix", above,
-                       "`lycotool resize` stores the same change in less")  # fmt: skip
+        yield finding("rank-above-size", f"the rank of {len(above)} modules is above the smaller side of their matrix", above,
+                      "`lycotool resize` stores the same change in less")  # fmt: skip
     axes: dict[str, list[str]] = {}
     for module in adapter.modules.values():
         if module.detected.dora_axis is not None:
             axes.setdefault(module.detected.dora_axis, []).append(module.name)
     for axis, names in axes.items():
         able = [loader.name for loader in LOADERS if axis in loader.dora_axes]
-        yield _finding("dora-axis", f"DoRA over the {axis}put axis: {', '.join(able)} compute it as it was trained, other programs do not",
-                       names, "`lycotool bake` folds it into a checkpoint")  # fmt: skip
+        yield finding("dora-axis", f"DoRA over the {axis}put axis: {', '.join(able)} compute it as it was trained, other programs do not",
+                      names, "`lycotool bake` folds it into a checkpoint")  # fmt: skip
     lost = [
         m.name
         for m in adapter.modules.values()
         if all(refusal(loader, kind_of(adapter, m)) is not None for loader in LOADERS)
     ]
     if lost:
-        yield _finding("no-loader", f"no program in the table of loaders takes {len(lost)} modules", lost,
-                       "`lycotool convert --to FORMAT`, or `bake`")  # fmt: skip
+        yield finding("no-loader", f"no program in the table of loaders takes {len(lost)} modules", lost,
+                      "`lycotool convert --to FORMAT`, or `bake`")  # fmt: skip
 
 
 def _is_above(module: AdapterModule) -> bool:
@@ -219,15 +155,15 @@ def _about_numbers(adapter: Adapter, metadata: Mapping[str, object]) -> Iterator
             continue
         if not any(math.isclose(said, value, rel_tol=1e-2) for value in values):  # alphas may be bf16
             held = ", ".join(f"{value:g}" for value in sorted(values)[:5])
-            yield _finding("metadata-conflict", f"{key} says {said:g}, the tensors have {held}", [key],
-                           f"the tensors count; `--set {key}=…` corrects it")  # fmt: skip
+            yield finding("metadata-conflict", f"{key} says {said:g}, the tensors have {held}", [key],
+                          f"the tensors count; `--set {key}=…` corrects it")  # fmt: skip
     arguments = metadata.get("ss_network_args")
     alpha = _number(metadata.get("ss_network_alpha"))
     if isinstance(arguments, dict) and _is_true(arguments.get("rs_lora")) and alpha:
         plain = [m.name for m in ranked if (m.dims.rank or 1) > 1 and m.dims.alpha == alpha]
         if plain:
-            yield _finding("rs-lora-not-folded", f"was trained with rs_lora, but {len(plain)} modules store alpha {alpha:g} as it was given",
-                           plain, "LyCORIS stores alpha·√rank then; if a tool wrote alpha back, the change is √rank too weak")  # fmt: skip
+            yield finding("rs-lora-not-folded", f"was trained with rs_lora, but {len(plain)} modules store alpha {alpha:g} as it was given",
+                          plain, "LyCORIS stores alpha·√rank then; if a tool wrote alpha back, the change is √rank too weak")  # fmt: skip
 
 
 def _number(value: object) -> float | None:
@@ -245,21 +181,21 @@ def _is_true(value: object) -> bool:
 def _about_metadata(store: TensorStore, metadata: Mapping[str, object]) -> Iterator[Finding]:
     broken = [key for key in JSON_KEYS & metadata.keys() if not _is_json(store.metadata.get(key, ""))]
     if broken:
-        yield _finding("metadata-not-json", "these values should be JSON and are not", sorted(broken),
-                       "`--unset KEY` takes them out")  # fmt: skip
+        yield finding("metadata-not-json", "these values should be JSON and are not", sorted(broken),
+                      "`--unset KEY` takes them out")  # fmt: skip
     leaking = {
         key: match[0] for key, text in sorted(store.metadata.items()) if (match := _LOCAL_PATH.search(text))
     }
     if leaking:
-        yield _finding("private-path", "names folders of the computer it was made on", leaking,
-                       "`lycotool inspect FILE --strip-training-data`, or `--unset KEY`, takes them out")  # fmt: skip
+        yield finding("private-path", "names folders of the computer it was made on", leaking,
+                      "`lycotool inspect FILE --strip-training-data`, or `--unset KEY`, takes them out")  # fmt: skip
     data = sorted(TRAINING_DATA & metadata.keys())
     if data:
-        yield _finding("training-data", "tells what it was trained on: folders, captions, counts", data,
-                       "`--strip-training-data` takes them out")  # fmt: skip
+        yield finding("training-data", "tells what it was trained on: folders, captions, counts", data,
+                      "`--strip-training-data` takes them out")  # fmt: skip
     if (stored := store.metadata.get(MODEL_HASH, "")).removeprefix("0x").startswith(_HASH_OF_NOTHING[:8]):
-        yield _finding("hash-of-nothing", f"{MODEL_HASH} is {stored[:12]}, the hash of an empty file", [MODEL_HASH],
-                       "`--unset sshs_model_hash`; every writing command of lycotool computes it")  # fmt: skip
+        yield finding("hash-of-nothing", f"{MODEL_HASH} is {stored[:12]}, the hash of an empty file", [MODEL_HASH],
+                      "`--unset sshs_model_hash`; every writing command of lycotool computes it")  # fmt: skip
 
 
 def _is_json(text: str) -> bool:
@@ -280,7 +216,7 @@ def hash_findings(rows: Sequence[HashRow]) -> list[Finding]:
         if row.stored_spec and row.stored_spec.lower().removeprefix("0x") != row.data_sha256
     ]
     return [
-        _finding(
+        finding(
             "stale-hash",
             f"{key} is {stored[:14]}…, the data's hash is {row.data_sha256[:12]}…",
             [key],
@@ -317,14 +253,14 @@ def value_findings(store: TensorStore, adapter: Adapter | None) -> list[Finding]
             fitting += entry.info.nbytes if torch.equal(tensor.half().to(tensor.dtype), tensor) else 0
     found = []
     if broken:
-        found.append(_finding("non-finite", "NaN or infinite values in " + ", ".join(list(broken.values())[:5]), broken,
-                              "programs turn them into black or noisy images; take an earlier checkpoint"))  # fmt: skip
+        found.append(finding("non-finite", "NaN or infinite values in " + ", ".join(list(broken.values())[:5]), broken,
+                             "programs turn them into black or noisy images; take an earlier checkpoint"))  # fmt: skip
     if large:
-        found.append(_finding("fp16-overflow", f"{len(large)} tensors have values (alpha/rank included) above {_FP16_MAX:g}, which float16 cannot hold",
-                              large, "keep them in bf16 or fp32 (`--dtype bf16`)"))  # fmt: skip
+        found.append(finding("fp16-overflow", f"{len(large)} tensors have values (alpha/rank included) above {_FP16_MAX:g}, which float16 cannot hold",
+                             large, "keep them in bf16 or fp32 (`--dtype bf16`)"))  # fmt: skip
     if wide and fitting == wide:
-        found.append(_finding("fits-fp16", "every float32 value is a float16 too: the file could be half as large",
-                              remedy="`lycotool convert --dtype fp16` or `resize --dtype fp16` loses nothing"))  # fmt: skip
+        found.append(finding("fits-fp16", "every float32 value is a float16 too: the file could be half as large",
+                             remedy="`lycotool convert --dtype fp16` or `resize --dtype fp16` loses nothing"))  # fmt: skip
     return found
 
 
@@ -333,22 +269,17 @@ def change_findings(stats: Stats, path: str) -> list[Finding]:
     found = []
     dead = [m.name for m in stats.modules if m.is_dead]
     if dead and len(dead) == len(stats.modules):
-        found.append(_finding("dead-module", "no module changes anything: the file was never trained", dead))
+        found.append(finding("dead-module", "no module changes anything: the file was never trained", dead))
     elif dead:
-        found.append(_finding("dead-module", f"{len(dead)} of {len(stats.modules)} modules change nothing", dead,
-                              "they were not trained, or were zeroed; without them the file does the same"))  # fmt: skip
+        found.append(finding("dead-module", f"{len(dead)} of {len(stats.modules)} modules change nothing", dead,
+                             "they were not trained, or were zeroed; without them the file does the same"))  # fmt: skip
     ranked = [m for m in stats.modules if m.energy_rank_99 and m.rank and m.rank > 1]
     total, needed = sum(m.rank or 0 for m in ranked), sum(m.energy_rank_99 or 0 for m in ranked)
     if total and 1 - needed / total > _WASTE:
-        found.append(_finding("wasted-rank", f"{100 * (1 - needed / total):.0f} % of the ranks hold 1 % of the energy",
-                              remedy=f"`lycotool resize {path} --method sv_fro --param 0.995`"))  # fmt: skip
+        found.append(finding("wasted-rank", f"{100 * (1 - needed / total):.0f} % of the ranks hold 1 % of the energy",
+                             remedy=f"`lycotool resize {path} --method sv_fro --param 0.995`"))  # fmt: skip
     baseless = [m.name for m in stats.modules if m.reason and m.is_finite]
     if baseless:
-        found.append(_finding("needs-base", f"{len(baseless)} modules were not measured: " + "; ".join(stats.unmeasured),
-                              baseless, "`--base CHECKPOINT` gives the weights they depend on"))  # fmt: skip
+        found.append(finding("needs-base", f"{len(baseless)} modules were not measured: " + "; ".join(stats.unmeasured),
+                             baseless, "`--base CHECKPOINT` gives the weights they depend on"))  # fmt: skip
     return found
-
-
-def worst(findings: Iterable[Finding]) -> Severity | None:
-    """The highest severity among findings; None where there are none."""
-    return max((f.severity for f in findings), key=SEVERITIES.index, default=None)

@@ -17,7 +17,7 @@ from lycotool.io.header import TensorInfo
 from lycotool.io.store import SafetensorsFile
 from lycotool.models.architecture import guess_architecture
 from lycotool.ops._adapter import algorithm_in_metadata
-from lycotool.ops._inspect_checks import SEVERITIES, worst
+from lycotool.ops._findings import SEVERITIES, worst
 from lycotool.ops.inspect import InspectOptions, InspectReport, inspect
 
 

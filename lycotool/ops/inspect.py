@@ -22,9 +22,8 @@ from lycotool.models.architecture import guess_architecture, guess_checkpoint
 from lycotool.models.naming import split_path
 from lycotool.ops._adapter import Adapter, is_adapter, read_adapter
 from lycotool.ops._common import NoProgress, Progress
+from lycotool.ops._findings import SEVERITIES, Finding
 from lycotool.ops._inspect_checks import (
-    SEVERITIES,
-    Finding,
     change_findings,
     hash_findings,
     header_findings,

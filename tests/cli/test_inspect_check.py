@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import DATA, checkpoint, lora, run, succeed, write
 
-from lycotool.ops._inspect_checks import CHECKS
+from lycotool.ops._findings import CHECKS
 
 Tensors = dict[str, torch.Tensor]
 MODULE = "lora_unet_down_a"
@@ -85,7 +85,7 @@ CASES: dict[str, tuple[Tensors, dict[str, str] | None]] = {
 @pytest.mark.parametrize("id", CASES)
 def test_every_finding(id: str, tmp_path: Path) -> None:
     tensors, metadata = CASES[id]
-    reads, severity = CHECKS[id]
+    reads, severity, _ = CHECKS[id]
     path = write(tmp_path / "a.safetensors", tensors, metadata)
 
     result = run("inspect", path, "--check", "--fail-on", "info", "--json")
