@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
 # Workers share the cores; more threads than cores make small matmuls slower, not faster.
 torch.set_num_threads(1)
+
+
+#: Programs whose absence makes fewer tests; a run says which it did without.
+PROGRAMS = ("zsh", "fish", "jq", "parallel")
+
+
+def pytest_report_header() -> str:
+    absent = [name for name in PROGRAMS if shutil.which(name) is None]
+    return (
+        f"not tested, because not installed: {', '.join(absent)}"
+        if absent
+        else "all shells and tools are here"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
