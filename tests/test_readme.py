@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
+from helpers import succeed
 
 from lycotool.algorithms import ALGORITHMS, dora
 from lycotool.algorithms.base import Algorithm
@@ -12,6 +17,12 @@ from lycotool.linalg.merging.methods import METHODS, OPTIONS
 from lycotool.ops._findings import CHECKS
 
 README = Path(__file__).parents[1] / "README.md"
+
+
+def commands(marker: str) -> list[str]:
+    """The lines of the code block that follows a marker."""
+    block = README.read_text(encoding="utf-8").split(f"<!-- {marker} -->")[1].split("```")[1]
+    return block.removeprefix("sh\n").strip().splitlines()
 
 
 def yes(allowed: bool) -> str:
@@ -61,3 +72,17 @@ def test_checks_table() -> None:
     text = README.read_text(encoding="utf-8")
     table = text.split("<!-- table: checks -->")[1].split("<!-- end -->")[0].strip().splitlines()
     assert table[2:] == [f"| `{id}` | {c.severity} | {c.reads} | {c.finds} |" for id, c in CHECKS.items()]
+
+
+def test_worked_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tests").symlink_to(README.parent / "tests")
+    monkeypatch.chdir(tmp_path)
+    for line in commands("run: train"):
+        program, *arguments = line.split()
+        if program == "python":
+            subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        else:
+            assert program == "lycotool"
+            succeed(*arguments)
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"tests", "base", "cat.safetensors", "small.safetensors", "tuned"}

@@ -81,7 +81,7 @@ class TrainProgress(Observer):
         else:
             self._out.note(text)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         """Say it as a warning."""
         self.note(f"lycotool: warning: {text}")
 

@@ -128,7 +128,7 @@ def train(
     ready = prepare(options, load_weights=_load_weights)
     plan = _describe(ready, str(output))
     for warning in plan.warnings:
-        observer.warn(warning)
+        observer.warning(warning)
     observer.planned(plan)
     if dry_run:
         return TrainResult(plan, (), 0, None, None, 0.0, dry_run=True)

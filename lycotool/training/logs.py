@@ -53,7 +53,7 @@ class JsonLog(Observer):
         """Write it down."""
         self._line("save", step=step, path=path)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         """Write it down."""
         self._line("warning", text=text)
 

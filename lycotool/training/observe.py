@@ -50,7 +50,7 @@ class Observer:
     def note(self, text: str) -> None:
         """Something to say."""
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         """Something to warn of."""
 
     def planned(self, plan: object) -> None:
@@ -96,10 +96,10 @@ class Observers(Observer):
         for observer in self._observers:
             observer.note(text)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         """Pass it on."""
         for observer in self._observers:
-            observer.warn(text)
+            observer.warning(text)
 
     def begin(self, first_step: int, steps: int) -> None:
         """Pass it on."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lycotool.lazy import torch
@@ -43,13 +46,23 @@ def make_sampler(name: Sampler, alphas_cumprod: Tensor, *, prediction: str) -> A
     ends_in_noise = bool(alphas_cumprod[-1] < _FLOOR)
     alphas = alphas_cumprod.double().cpu().clamp_min(_FLOOR)
     betas = 1 - alphas / torch.cat([torch.ones(1, dtype=alphas.dtype), alphas[:-1]])
-    return getattr(diffusers, name_of_class)(
-        num_train_timesteps=len(alphas),
-        trained_betas=betas.tolist(),
-        prediction_type=prediction,
-        timestep_spacing="trailing" if ends_in_noise else "leading",
-        **arguments,
-    )
+    with quiet():
+        return getattr(diffusers, name_of_class)(
+            num_train_timesteps=len(alphas),
+            trained_betas=betas.tolist(),
+            prediction_type=prediction,
+            timestep_spacing="trailing" if ends_in_noise else "leading",
+            **arguments,
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what diffusers says of its own future, and of NumPy's, from users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def takes_generator(scheduler: Any) -> bool:  # noqa: ANN401 - untyped

@@ -18,7 +18,7 @@ from lycotool.training.inputs import InputMaker
 from lycotool.training.options import Sampler
 from lycotool.training.prompts import Prompt
 from lycotool.training.randomness import seed_of, torch_generator
-from lycotool.training.samplers import make_sampler, takes_generator
+from lycotool.training.samplers import make_sampler, quiet, takes_generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,7 +94,8 @@ class ImageMaker:
 
         prompt = self.prompts[number]
         seed = seed_of(self._seed, PROMPT_SEED, number) if prompt.seed is None else prompt.seed
-        latents = self._denoised(prompt, seed)
+        with quiet():
+            latents = self._denoised(prompt, seed)
         pixels = decode_latents(self.base, latents)[0]
         bytes_ = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
         return PIL.Image.fromarray(bytes_.cpu().numpy())

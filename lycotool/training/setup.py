@@ -409,7 +409,7 @@ def latents_of(options: TrainOptions, base: BaseModel, dataset: Dataset, observe
         advance=observer.advance,
     )
     for note in cache.notes:
-        observer.warn(note)
+        observer.warning(note)
     if where == "memory":
         cache.to(base.device)
     return cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from pathlib import Path
 
@@ -125,3 +126,105 @@ def test_errors_have_their_exit_code(
     assert result.exit_code == code, result.stderr
     assert message in result.stderr
     assert not result.stdout
+
+
+QUICK = ("--preset", "attn-only", "--no-train-te", "--lr", 0.01)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is interrupted after two of five steps ends as the one that was not."""
+    from lycotool.training.recorder import Recorder
+
+    command = ("train", base_file("sd1"), "images", *SMALL, *QUICK, "--steps", 5, "--save-dtype", "fp32")
+    succeed(*command, "-o", "straight.safetensors")
+    add = Recorder.add
+
+    def interrupting(self: Recorder, **values: object) -> None:
+        add(self, **values)  # type: ignore[arg-type]
+        if values["step"] == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Recorder, "add", interrupting)
+    stopped = run(*command, "-o", "a.safetensors", "--log", "a.jsonl")
+    assert stopped.exit_code == 130
+    assert not stopped.stdout
+    assert "goes on from a.state" in stopped.stderr
+    assert sorted(p.name for p in in_folder.glob("a*")) == [
+        "a-step00000002.safetensors",
+        "a.jsonl",
+        "a.state",
+    ]
+    monkeypatch.undo()
+    monkeypatch.chdir(in_folder)
+    resumed = succeed(*command, "-o", "a.safetensors", "--log", "a.jsonl", "--json")
+    assert json.loads(resumed.stdout)["first_step"] == 2
+    assert not (in_folder / "a.state").exists()
+    expected, found = read(in_folder / "straight.safetensors"), read(in_folder / "a.safetensors")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    lines = [json.loads(line) for line in (in_folder / "a.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["event"] == "step"] == [1, 2, 3, 4, 5]
+
+
+def test_a_state_of_other_options_is_refused_or_left(in_folder: Path) -> None:
+    command = ("train", base_file("sd1"), "images", *SMALL, *QUICK, "-o", "a.safetensors")
+    succeed(*command, "--steps", 2, "--save-state-on-train-end")
+    other = run(*command, "--steps", 4, "--dim", 2, "-f")
+    assert other.exit_code == 5
+    assert "dim: was None, is 2" in other.stderr
+    longer = succeed(*command, "--steps", 3, "-f", "--json")
+    assert json.loads(longer.stdout)["first_step"] == 2
+    succeed(*command, "--steps", 1, "--dim", 2, "-f", "--fresh")
+
+
+def test_validation_samples_and_logs(in_folder: Path) -> None:
+    (in_folder / "prompts.txt").write_text("a disk --s 2 --l 1 --d 5\na square --s 2 --w 24 --n blur\n")
+    arguments = ("--validation-split", 0.5, "--validate-every-n-steps", 1, "--sample-prompts", "prompts.txt",
+                 "--sample-every-n-steps", 2, "--sample-at-first", "--log", "log.jsonl", "--lr", 0, "--steps", 2)  # fmt: skip
+    result = succeed(
+        "train", base_file("sd1"), "images", *SMALL, *QUICK, *arguments, "-o", "a.safetensors", "--json"
+    )
+    names = sorted(path.name for path in (in_folder / "a-samples").iterdir())
+    assert names == [f"step0000000{step}{part}.png" for step in (0, 2) for part in ("-00", "-01", "")]
+    # The same prompts and seeds, a model that did not move: the same bytes.
+    for part in ("-00", "-01", ""):
+        first, last = ((in_folder / "a-samples" / f"step0000000{n}{part}.png").read_bytes() for n in (0, 2))
+        assert first == last
+    from PIL import Image
+
+    with Image.open(in_folder / "a-samples" / "step00000000-01.png") as image:
+        assert image.size == (24, 16)
+    with Image.open(in_folder / "a-samples" / "step00000000.png") as image:
+        assert image.size == (48, 16)
+    lines = [json.loads(line) for line in (in_folder / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["event"] == "validation"]
+    assert len(losses) == 2
+    assert losses[0] == losses[1] == json.loads(result.stdout)["validation_loss"]
+    assert [line["event"] for line in lines if line["event"] != "validation"] == [
+        "begin", "samples", "step", "step", "samples", "save",
+    ]  # fmt: skip
+
+
+def test_a_loss_that_is_not_finite_names_step_images_and_layer(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers.models.resnet import ResnetBlock2D
+
+    forward = ResnetBlock2D.forward
+
+    def broken(
+        self: ResnetBlock2D, hidden: torch.Tensor, *arguments: object, **named: object
+    ) -> torch.Tensor:
+        result = forward(self, hidden, *arguments, **named)
+        # From the second step on, in the first block that has a shortcut.
+        broken.calls += 1  # type: ignore[attr-defined]
+        late = broken.calls > 8 and self.conv_shortcut is not None  # type: ignore[attr-defined]
+        return result * float("nan") if late else result
+
+    broken.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(ResnetBlock2D, "forward", broken)
+    result = run("train", base_file("sd1"), "images", *SMALL, *QUICK, "--steps", 4, "-o", "a.safetensors")
+    assert result.exit_code == 6, result.stderr
+    assert "the loss of step" in result.stderr
+    assert ".png" in result.stderr
+    assert "first seen in the output of unet." in result.stderr
+    assert not (in_folder / "a.safetensors").exists()

@@ -9,7 +9,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
-from makers.bases import Family, MicroBase, micro_base, write_file
+from makers.bases import Family, MicroBase, micro_base, write_file, write_folder
 from PIL import Image
 
 from lycotool.training import config
@@ -55,6 +55,10 @@ def picture(kind: int, *, shift: int = 0, side: int = SIDE) -> Image.Image:
     return Image.fromarray(pixels.numpy())
 
 
+#: Captions that fill a text encoder's window: short ones leave it mostly padding, the same for all.
+LONG_CAPTIONS = tuple(" ".join([caption] * 30) for caption in CAPTIONS)
+
+
 def write_pictures(
     folder: Path, *, shift: int = 0, captions: tuple[str, ...] = CAPTIONS, side: int = SIDE
 ) -> Path:
@@ -72,6 +76,17 @@ def base_file(family: Family) -> Path:
     path = Path(mkdtemp(prefix="lycotool-tests-")) / f"{family}.safetensors"
     metadata = {"modelspec.prediction_type": "epsilon"}
     return write_file(with_clear_latents(micro_base(family)), path, metadata=metadata)
+
+
+@lru_cache(maxsize=3)
+def base_folder(family: Family) -> Path:
+    """The same as a diffusers folder, made once.
+
+    A micro model has fewer layers in a block than the published one, so numbers in LDM's names
+    mean other blocks than published adapter names do: only diffusers' names are unambiguous.
+    """
+    path = Path(mkdtemp(prefix="lycotool-tests-")) / family
+    return write_folder(with_clear_latents(micro_base(family)), path)
 
 
 @torch.no_grad()
@@ -146,7 +161,7 @@ class Records(Observer):
     def sampled(self, step: int, paths: Any) -> None:
         self.samples.append((step, tuple(paths)))
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         self.warnings.append(text)
 
 

@@ -1,0 +1,81 @@
+"""Training learns: micro models are overfitted on four pictures, with every algorithm.
+
+The loss is judged at fixed time steps and noise, before and after: on the pictures that were
+trained, on others, and on the trained ones with each other's captions. What is demanded is
+what training.md §5.1 measured for these models (at least 35 % and 65 % of the loss gone),
+in fewer steps of a schedule. Marked ``slow`` are the algorithms whose SDXL run says nothing that
+SD 1's does not: ``pytest -m slow tests/training`` runs them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from makers.bases import Family
+from training.runs import LONG_CAPTIONS, InMemory, Judge, Nothing, write_pictures
+
+from lycotool.training.loop import train
+from lycotool.training.observe import Observer
+
+STRONG, ANY = 0.35, 0.65
+
+#: Network, learning rate, largest share of the loss that may be left.
+ALGORITHMS: dict[str, tuple[dict[str, Any], float, float]] = {
+    "lora": ({"dim": 8}, 1e-2, STRONG),
+    "lora-dora": ({"algo": "lora", "dim": 8, "dora_wd": True}, 1e-2, STRONG),
+    "loha": ({"dim": 8}, 2e-2, STRONG),
+    "lokr": ({"dim": 8, "factor": 4}, 1e-2, STRONG),
+    "full": ({"train_norm": True}, 2e-3, STRONG),
+    "glora": ({"dim": 8}, 1e-2, STRONG),
+    "dylora": ({"dim": 8, "block_size": 4}, 1e-2, STRONG),
+    "boft": ({"dim": 8}, 1e-2, ANY),
+    "diag-oft": ({"dim": 8}, 2e-2, ANY),
+    "ia3": ({}, 6e-2, ANY),
+}
+
+#: Those that are also run on SDXL in every test run.
+ON_SDXL = ("lora", "full")
+
+CASES = [
+    pytest.param(family, name, id=f"{family}-{name}", marks=[] if family == "sd1" or name in ON_SDXL else [pytest.mark.slow])
+    for family in ("sd1", "sdxl")
+    for name in ALGORITHMS
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pictures")
+    return {
+        "trained": write_pictures(root / "trained", captions=LONG_CAPTIONS),
+        "others": write_pictures(root / "others", shift=5, captions=LONG_CAPTIONS),
+        "wrong": write_pictures(root / "wrong", captions=LONG_CAPTIONS[1:] + LONG_CAPTIONS[:1]),
+    }
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_learns_these_pictures(family: Family, name: str, folders: dict[str, Path]) -> None:
+    network, lr, share = ALGORITHMS[name]
+    values = {"algo": name, **network, "train_te": False, "lr": lr, "lr_scheduler": "cosine", "steps": 100}
+    with InMemory(folders["trained"], family, **values) as made:
+        judges = {place: Judge(made, folder) for place, folder in folders.items()}
+        before = {place: judge() for place, judge in judges.items()}
+        train(made.run, Nothing(), Observer())
+        after = {place: judge() for place, judge in judges.items()}
+    assert after["trained"] <= share * before["trained"]
+    if share == STRONG:
+        # Not denoising in general: these pictures, under these captions.
+        assert after["trained"] < after["others"] - 0.03
+        assert after["trained"] < after["wrong"] - 0.03
+
+
+def test_learning_rate_zero_learns_nothing(folders: dict[str, Path]) -> None:
+    with InMemory(folders["trained"], lr=0.0, steps=3, train_te=False) as made:
+        judge = Judge(made, folders["trained"])
+        before = judge()
+        state = {name: tensor.clone() for name, tensor in made.run.network.raw_state().items()}
+        train(made.run, Nothing(), Observer())
+        assert judge() == before
+        assert all((tensor == state[name]).all() for name, tensor in made.run.network.raw_state().items())
