@@ -33,6 +33,11 @@ DatasetArgument = Annotated[
     str | None,
     typer.Argument(metavar="[DATASET]", help="A folder of captioned images, a dataset TOML or a metadata.jsonl."),
 ]  # fmt: skip
+OutputOption = Annotated[
+    str | None,
+    typer.Option("-o", "--output", metavar="PATH", help="The adapter to write.", rich_help_panel="Output",
+                 show_default="DATASET-ALGO.safetensors in the current folder"),
+]  # fmt: skip
 ConfigOption = Annotated[
     str | None,
     typer.Option("--config", metavar="FILE", help="Options as TOML; those given here win.", rich_help_panel=_CONFIG),
@@ -148,7 +153,7 @@ def _signature() -> inspect.Signature:
     fixed: list[tuple[str, Any, Any]] = [
         ("base", BaseArgument, None),
         ("dataset", DatasetArgument, None),
-        ("output", opt.OutputOption, None),
+        ("output", OutputOption, None),
         ("force", opt.ForceOption, False),
         ("dry_run", opt.DryRunOption, False),
         ("config_file", ConfigOption, None),

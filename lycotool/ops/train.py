@@ -139,12 +139,12 @@ def _run(
     ready: Trainable, plan: TrainPlan, output: Path, state_folder: Path, observer: Observer
 ) -> TrainResult:
     from lycotool.training import continuity
+    from lycotool.training.assemble import make_images, make_run, make_validation
     from lycotool.training.between import Between
     from lycotool.training.loop import load_state
     from lycotool.training.loop import train as loop
     from lycotool.training.metadata import RunMetadata, now
     from lycotool.training.saves import Saver
-    from lycotool.training.setup import make_images, make_run, make_validation
     from lycotool.training.state import read_state
 
     options = ready.options

@@ -10,7 +10,7 @@ from typing import Any
 from lycotool.lazy import torch
 from lycotool.training.loop import Run, state_of
 from lycotool.training.observe import Observer
-from lycotool.training.options import SampleOptions, SaveOptions, ValidationOptions
+from lycotool.training.output_options import SampleOptions, SaveOptions, ValidationOptions
 from lycotool.training.plan import StepPlan
 from lycotool.training.samples import ImageMaker
 from lycotool.training.saves import Saver

@@ -8,8 +8,8 @@ from lycotool.errors import UsageError
 from lycotool.lazy import torch
 from lycotool.training import loss as losses
 from lycotool.training import noise as noises
+from lycotool.training.diffusion_options import LossOptions, NoiseOptions
 from lycotool.training.draws import Draws
-from lycotool.training.options import LossOptions, NoiseOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

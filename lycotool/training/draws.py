@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lycotool.lazy import torch
 from lycotool.training import noise as formulas
-from lycotool.training.options import NoiseOptions
+from lycotool.training.diffusion_options import NoiseOptions
 from lycotool.training.randomness import torch_generator, uniforms
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from lycotool.training.data.dataset import Batch, Dataset
 from lycotool.training.data.latents import LatentCache
 from lycotool.training.data.texts import TextCache
 from lycotool.training.data.tokens import Tokenizer
+from lycotool.training.diffusion_options import NoiseOptions
 from lycotool.training.draws import Draws, draw
-from lycotool.training.options import NoiseOptions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,6 +18,7 @@ from lycotool.errors import BadInputError, UsageError
 from lycotool.io.toml import read_toml
 from lycotool.training.config import all_options, convert, nearest
 from lycotool.training.network_options import parse_argument
+from lycotool.training.prompts import SAMPLER_ALIASES
 
 #: Defaults of sd-scripts that make another training than ours do.
 DEFAULTS: Mapping[str, object] = {
@@ -154,6 +155,7 @@ class _Reader:
             "caption_extention": lambda v: self._set("caption_extension", str(v)),
             "noise_offset": lambda v: self._set("noise_offset", float(v)),
             "resolution": self._resolution,
+            "sample_sampler": lambda v: self._set("sample_sampler", SAMPLER_ALIASES.get(str(v), str(v))),
         }  # fmt: skip
 
     def read(self) -> dict[str, Any]:

@@ -103,6 +103,8 @@ class RunMetadata:
             values |= _training(options, plan, lrs, optimizer, started, title)
             values |= _data(plan.dataset)
             values |= _files(base)
+        if not self._keep_all:
+            values = {key: value for key, value in values.items() if key in MINIMUM}
         self._fixed = {key: str(value) for key, value in values.items()}
         if self._keep_all:
             self._fixed |= _model_spec(options, base, plan.dataset, title, started)

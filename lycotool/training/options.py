@@ -12,21 +12,22 @@ from typing import Literal
 
 from lycotool.training.data.options import DataOptions
 from lycotool.training.declare import option
-from lycotool.training.loss import HuberSchedule, LossType
+from lycotool.training.diffusion_options import LossOptions, NoiseOptions
 from lycotool.training.network_options import NetworkOptions
+from lycotool.training.output_options import (
+    LogOptions,
+    MetadataOptions,
+    SampleOptions,
+    SaveOptions,
+    ValidationOptions,
+)
 from lycotool.training.schedules import ScheduleName
 
 _MODEL, _PARTS, _LENGTH, _OPTIMIZER = "Base model", "What is trained", "Length", "Optimizer"
-_SCHEDULE, _NOISE, _LOSS, _COMPUTE = "Learning-rate schedule", "Noise", "Loss", "Computing"
-_SAVE, _RESUME, _METADATA, _LOG = "Saving", "Resuming", "Metadata", "Logs"
-_VALIDATION, _SAMPLES = "Validation", "Sample images"
+_SCHEDULE, _COMPUTE = "Learning-rate schedule", "Computing"
 
 #: Steps of a run that says neither steps nor epochs: sd-scripts' default.
 DEFAULT_STEPS = 1600
-
-Sampler = Literal[
-    "ddim", "ddpm", "pndm", "lms", "euler", "euler_a", "heun", "dpm_2", "dpm_2_a", "dpmsolver", "dpmsolver++", "dpmsingle",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,100 +192,6 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoiseOptions:
-    """Which noise, at which times."""
-
-    noise_offset: float = option(
-        0.0, _NOISE, "Strength of a random shift of each channel.", kohya="noise_offset", minimum=0
-    )
-    noise_offset_random_strength: bool = option(
-        False,
-        _NOISE,
-        "Draw that strength for each image, up to the given one.",
-        kohya="noise_offset_random_strength",
-    )
-    adaptive_noise_scale: float | None = option(
-        None,
-        _NOISE,
-        "Add this times the mean latent of a channel to its noise offset.",
-        kohya="adaptive_noise_scale",
-    )
-    multires_noise_iterations: int = option(
-        0,
-        _NOISE,
-        "Levels of multi-resolution noise; 0 is off.",
-        kohya="multires_noise_iterations",
-        unit="levels",
-        minimum=0,
-    )
-    multires_noise_discount: float = option(
-        0.3, _NOISE, "Factor on each coarser level.", kohya="multires_noise_discount", minimum=0
-    )
-    ip_noise_gamma: float = option(
-        0.0,
-        _NOISE,
-        "Strength of noise added to the input alone (input perturbation).",
-        kohya="ip_noise_gamma",
-        minimum=0,
-    )
-    ip_noise_gamma_random_strength: bool = option(
-        False,
-        _NOISE,
-        "Draw that strength for each image, up to the given one.",
-        kohya="ip_noise_gamma_random_strength",
-    )
-    zero_terminal_snr: bool = option(
-        False,
-        _NOISE,
-        "Rescale the noise schedule to end in pure noise; for v-prediction.",
-        kohya="zero_terminal_snr",
-    )
-    min_timestep: int = option(
-        0, _NOISE, "First time step that is drawn.", kohya="min_timestep", minimum=0, maximum=999
-    )
-    max_timestep: int = option(
-        1000, _NOISE, "Time step before which drawing ends.", kohya="max_timestep", minimum=1, maximum=1000
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossOptions:
-    """How a prediction is judged."""
-
-    loss_type: LossType = option("l2", _LOSS, "Loss of each element.", kohya="loss_type")
-    huber_schedule: HuberSchedule = option(
-        "snr", _LOSS, "How the threshold of huber and smooth_l1 follows the noise.", kohya="huber_schedule"
-    )
-    huber_c: float = option(0.1, _LOSS, "That threshold.", kohya="huber_c", minimum=1e-6)
-    huber_scale: float = option(
-        1.0,
-        _LOSS,
-        "Factor on it, for the schedules constant and exponential.",
-        kohya="huber_scale",
-        minimum=1e-6,
-    )
-    min_snr_gamma: float | None = option(
-        None, _LOSS, "Min-SNR weighting with this γ; 5 is usual.", kohya="min_snr_gamma", minimum=0
-    )
-    debiased_estimation_loss: bool = option(
-        False, _LOSS, "Debiased estimation weighting.", kohya="debiased_estimation_loss"
-    )
-    scale_v_pred_loss_like_noise_pred: bool = option(
-        False,
-        _LOSS,
-        "Weigh a v-prediction loss as that of the noise.",
-        kohya="scale_v_pred_loss_like_noise_pred",
-    )
-    v_pred_like_loss: float | None = option(
-        None,
-        _LOSS,
-        "Add the loss as v-prediction weighs it, times this.",
-        kohya="v_pred_like_loss",
-        minimum=0,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeOptions:
     """Where and in which precision."""
 
@@ -305,158 +212,6 @@ class ComputeOptions:
         _COMPUTE,
         "Compute activations again for the gradient: less memory, more time.",
         kohya="gradient_checkpointing",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SaveOptions:
-    """What is written, when, and how."""
-
-    save_every_n_steps: int | None = option(
-        None,
-        _SAVE,
-        "Also save the adapter every so many steps.",
-        kohya="save_every_n_steps",
-        unit="steps",
-        minimum=1,
-    )
-    save_every_n_epochs: int | None = option(
-        None,
-        _SAVE,
-        "Also save it every so many epochs.",
-        kohya="save_every_n_epochs",
-        unit="epochs",
-        minimum=1,
-    )
-    keep_saves: int | None = option(
-        None, _SAVE, "Keep so many of these, the latest; default all.", unit="files", minimum=1
-    )
-    save_dtype: Literal["fp16", "bf16", "fp32"] = option("fp16", _SAVE, "dtype of the adapter's file.")
-    format: str = option(
-        "kohya",
-        _SAVE,
-        "Format of the file: kohya (networks.lora or lycoris.kohya), or any that `lycotool convert` has.",
-        metavar="FORMAT",
-    )
-    split_dylora: bool = option(
-        False, _SAVE, "Also save a DyLoRA as one LoRA for each multiple of its block size."
-    )
-    save_state: bool = option(
-        True, _RESUME, "Keep what a resume needs beside the output, at every save and interruption."
-    )
-    save_state_on_train_end: bool = option(
-        False, _RESUME, "Keep it when the run is complete, too.", kohya="save_state_on_train_end"
-    )
-    resume: str | None = option(
-        None,
-        _RESUME,
-        "Continue from this folder; default OUTPUT.state if it fits.",
-        kohya="resume",
-        metavar="FOLDER",
-    )
-    fresh: bool = option(False, _RESUME, "Start anew, whatever OUTPUT.state holds.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetadataOptions:
-    """What the file says of itself."""
-
-    metadata: bool = option(
-        True, _METADATA, "Write the training's numbers; without, what loaders need alone."
-    )
-    training_comment: str | None = option(
-        None, _METADATA, "A comment (ss_training_comment).", kohya="training_comment"
-    )
-    metadata_title: str | None = option(
-        None, _METADATA, "Title; default the file's name.", kohya="metadata_title"
-    )
-    metadata_author: str | None = option(None, _METADATA, "Author.", kohya="metadata_author")
-    metadata_description: str | None = option(None, _METADATA, "Description.", kohya="metadata_description")
-    metadata_license: str | None = option(None, _METADATA, "Licence.", kohya="metadata_license")
-    metadata_tags: str | None = option(None, _METADATA, "Tags, with commas.", kohya="metadata_tags")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogOptions:
-    """What is written down while training."""
-
-    log: str | None = option(
-        None, _LOG, "Write a JSON object per line: every step, validation and save.", metavar="FILE"
-    )
-    tensorboard: str | None = option(
-        None, _LOG, "Write TensorBoard's files to this folder.", kohya="logging_dir", metavar="FOLDER"
-    )
-    log_every: int | None = option(
-        None,
-        _LOG,
-        "Fetch losses from the device every so many steps; default 1, on a GPU 10.",
-        unit="steps",
-        minimum=1,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ValidationOptions:
-    """When the validation loss is computed; the data options say on which images."""
-
-    validate_every_n_steps: int | None = option(
-        None,
-        _VALIDATION,
-        "Validate every so many steps.",
-        kohya="validate_every_n_steps",
-        unit="steps",
-        minimum=1,
-    )
-    validate_every_n_epochs: int | None = option(
-        None,
-        _VALIDATION,
-        "Validate every so many epochs; default 1 if images are set aside.",
-        kohya="validate_every_n_epochs",
-        unit="epochs",
-        minimum=1,
-    )
-    max_validation_steps: int | None = option(
-        None,
-        _VALIDATION,
-        "Use so many batches at most.",
-        kohya="max_validation_steps",
-        unit="batches",
-        minimum=1,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleOptions:
-    """Images made while training."""
-
-    sample_prompts: str | None = option(
-        None,
-        _SAMPLES,
-        "Prompts, one per line, with `--n --w --h --d --s --l --ss`; or sd-scripts' TOML or JSON.",
-        kohya="sample_prompts",
-        metavar="FILE",
-    )
-    sample_every_n_steps: int | None = option(
-        None,
-        _SAMPLES,
-        "Make images every so many steps.",
-        kohya="sample_every_n_steps",
-        unit="steps",
-        minimum=1,
-    )
-    sample_every_n_epochs: int | None = option(
-        None,
-        _SAMPLES,
-        "Make images every so many epochs.",
-        kohya="sample_every_n_epochs",
-        unit="epochs",
-        minimum=1,
-    )
-    sample_at_first: bool = option(
-        False, _SAMPLES, "Make images before the first step, too.", kohya="sample_at_first"
-    )
-    sample_sampler: Sampler = option(
-        "ddim", _SAMPLES, "Sampler of prompts that name none.", kohya="sample_sampler"
     )
 
 

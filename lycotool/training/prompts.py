@@ -16,7 +16,7 @@ from typing import Any
 
 from lycotool.errors import BadInputError, UsageError
 from lycotool.io.toml import read_toml
-from lycotool.training.options import Sampler
+from lycotool.training.output_options import Sampler
 
 #: Flag to field.
 _FLAGS = {
@@ -31,7 +31,7 @@ _FLAGS = {
 _NUMBERS = {"width": int, "height": int, "seed": int, "sample_steps": int, "scale": float}
 
 #: What sd-scripts also calls the samplers.
-_ALIASES = {
+SAMPLER_ALIASES = {
     "k_lms": "lms",
     "k_euler": "euler",
     "k_euler_a": "euler_a",
@@ -133,7 +133,7 @@ def _value(name: str, value: object, place: str) -> object:
     if not isinstance(value, str):
         raise UsageError(f"{place}: {name} is {value!r}, expected text")
     if name == "sample_sampler":
-        value = _ALIASES.get(value, value)
+        value = SAMPLER_ALIASES.get(value, value)
         known = typing.get_args(Sampler)
         if value not in known:
             raise UsageError(f"{place}: no such sampler: {value}", hint="one of " + ", ".join(known))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lycotool.lazy import torch
-from lycotool.training.options import Sampler
+from lycotool.training.output_options import Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor

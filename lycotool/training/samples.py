@@ -15,7 +15,7 @@ from lycotool.training.bases.model import BaseModel
 from lycotool.training.bases.predict import predict
 from lycotool.training.bases.text import Conditioning, encode_text
 from lycotool.training.inputs import InputMaker
-from lycotool.training.options import Sampler
+from lycotool.training.output_options import Sampler
 from lycotool.training.prompts import Prompt
 from lycotool.training.randomness import seed_of, torch_generator
 from lycotool.training.samplers import make_sampler, quiet, takes_generator

@@ -9,9 +9,9 @@ import numpy as np
 from lycotool.lazy import torch
 from lycotool.training.data.batches import plan_validation
 from lycotool.training.data.captions import caption_of
+from lycotool.training.diffusion_options import NoiseOptions
 from lycotool.training.draws import Draws
 from lycotool.training.inputs import InputMaker, Inputs
-from lycotool.training.options import NoiseOptions
 from lycotool.training.randomness import torch_generator
 
 if TYPE_CHECKING:

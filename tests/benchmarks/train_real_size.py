@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))  # this copy, wherever the script is started
 # ruff: noqa: E402
 
 from lycotool.training import config
+from lycotool.training.assemble import make_run
 from lycotool.training.bases import build, configs
 from lycotool.training.bases.detect import Predicts
 from lycotool.training.bases.model import BaseModel
@@ -39,7 +40,7 @@ from lycotool.training.bases.schedule import alphas_cumprod
 from lycotool.training.loop import train
 from lycotool.training.observe import Observer, StepRecord
 from lycotool.training.plan import StepPlan
-from lycotool.training.setup import make_run, prepare
+from lycotool.training.setup import prepare
 
 SIDES = {"sd1": 512, "sd2": 512, "sdxl": 1024}
 WARM_UP = 10

@@ -13,6 +13,7 @@ from makers.bases import Family, MicroBase, micro_base, write_file, write_folder
 from PIL import Image
 
 from lycotool.training import config
+from lycotool.training.assemble import input_maker, latents_of, make_run
 from lycotool.training.bases.load import load_base
 from lycotool.training.bases.model import BaseModel
 from lycotool.training.between import evaluating
@@ -22,7 +23,7 @@ from lycotool.training.loop import Run
 from lycotool.training.observe import Observer, StepRecord
 from lycotool.training.options import TrainOptions
 from lycotool.training.plan import StepPlan
-from lycotool.training.setup import Trainable, input_maker, latents_of, make_run, prepare
+from lycotool.training.setup import Trainable, prepare
 from lycotool.training.validation import Validation
 
 #: Pictures the VAE halves to 8x8 latents: what matters here does not need more.

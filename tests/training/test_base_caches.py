@@ -9,6 +9,7 @@ import torch
 from makers import bases
 from training.runs import options, write_pictures
 
+from lycotool.training.assemble import latents_of, texts_of
 from lycotool.training.bases import BaseModel, load_base
 from lycotool.training.continuity import identity
 from lycotool.training.data.dataset import Dataset
@@ -16,7 +17,6 @@ from lycotool.training.data.reading import read_dataset
 from lycotool.training.data.texts import Encoded
 from lycotool.training.observe import Observer
 from lycotool.training.options import TrainOptions
-from lycotool.training.setup import latents_of, texts_of
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from lycotool.training import loss as losses
 from lycotool.training import noise as noises
 from lycotool.training.bases.schedule import alphas_cumprod, with_zero_terminal_snr
 from lycotool.training.diffusion import Diffusion, check_noise
+from lycotool.training.diffusion_options import LossOptions, NoiseOptions
 from lycotool.training.draws import Draws, draw
-from lycotool.training.options import LossOptions, NoiseOptions
 
 SHAPE = (4, 8, 6)
 CPU = torch.device("cpu")

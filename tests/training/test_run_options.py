@@ -10,13 +10,15 @@ import torch
 from training.runs import InMemory, Nothing, Records, options, write_pictures
 
 from lycotool.errors import UsageError
+from lycotool.training.assemble import schedule_of
+from lycotool.training.checks import check_options, check_schedule
 from lycotool.training.data.dataset import Batch
 from lycotool.training.data.options import DataOptions
 from lycotool.training.data.reading import read_dataset
 from lycotool.training.loop import train
 from lycotool.training.options import LengthOptions, ScheduleOptions
 from lycotool.training.plan import Plan
-from lycotool.training.setup import check_options, check_schedule, learning_rates, schedule_of
+from lycotool.training.setup import learning_rates
 
 QUICK: dict[str, Any] = {"preset": "attn-only", "train_te": False, "lr": 1e-2}
 
@@ -44,10 +46,10 @@ def gradients(pictures: Path, **values: Any) -> torch.Tensor:
 def test_accumulation_is_one_large_batch(pictures: Path) -> None:
     """Four batches of one image give the gradient of one batch of the same four."""
     parts = gradients(pictures, batch_size=1, gradient_accumulation_steps=4)
+    with InMemory(pictures, batch_size=1, gradient_accumulation_steps=4, **QUICK) as made:
+        batches = made.run.plan.at(0).batches
+    assert len(batches) == 4
     with InMemory(pictures, batch_size=4, **QUICK, steps=1) as made:
-        with InMemory(pictures, batch_size=1, gradient_accumulation_steps=4, **QUICK) as other:
-            batches = other.run.plan.at(0).batches
-        assert len(batches) == 4
         first = batches[0]
         whole = Batch(first.group, first.bucket, first.epoch, tuple(s for b in batches for s in b.samples))
         made.run.stepper.zero_grad()
@@ -159,9 +161,10 @@ def test_default_learning_rates(values: dict[str, Any], lr: float, pictures: Pat
 
 
 def test_bf16_base_keeps_float32_parameters(pictures: Path) -> None:
+    from lycotool.training.assemble import make_run
     from lycotool.training.bases.load import load_base
     from lycotool.training.observe import Observer
-    from lycotool.training.setup import make_run, prepare
+    from lycotool.training.setup import prepare
 
     given = options(pictures, **{**QUICK, "precision": "bf16", "steps": 1})
     ready = prepare(

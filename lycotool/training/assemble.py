@@ -1,0 +1,249 @@
+"""From a base with its network attached to a run: caches, optimizer, validation, images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lycotool.errors import UsageError
+from lycotool.lazy import torch
+from lycotool.training.bases.images import encode_images
+from lycotool.training.bases.model import BaseModel
+from lycotool.training.bases.schedule import with_zero_terminal_snr
+from lycotool.training.bases.text import encode_text
+from lycotool.training.data.batches import plan_epoch
+from lycotool.training.data.captions import caption_of
+from lycotool.training.data.dataset import Dataset
+from lycotool.training.data.latents import LatentCache, cache_latents
+from lycotool.training.data.texts import TextCache
+from lycotool.training.diffusion import Diffusion
+from lycotool.training.inputs import InputMaker
+from lycotool.training.loop import Run
+from lycotool.training.loss_scale import LossScale
+from lycotool.training.observe import Observer
+from lycotool.training.optimizers.stepper import Group, Stepper
+from lycotool.training.options import ScheduleOptions, TrainOptions
+from lycotool.training.prompts import read_prompts
+from lycotool.training.recorder import Recorder
+from lycotool.training.samples import ImageMaker
+from lycotool.training.schedules import Schedule, steps_of
+from lycotool.training.setup import Trainable
+from lycotool.training.validation import Validation
+
+#: Steps between two looks at the losses on a device that one waits for.
+_LOOK_EVERY = 10
+
+#: Encoded captions held in memory at most.
+_TEXT_BYTES = 2 * 2**30
+
+
+def make_run(ready: Trainable, observer: Observer) -> Run:
+    """Fill the caches and make the optimizer.
+
+    Raises
+    ------
+    LycotoolError
+        As the parts say.
+    """
+    options, base, network = ready.options, ready.base, ready.network
+    diffusion = diffusion_of(options, base)
+    schedule = schedule_of(options.schedule, ready.plan.steps)
+    stepper = Stepper(groups_of(ready), options.optimizer.optimizer, options.optimizer.optimizer_arg)
+    latents = latents_of(options, base, ready.dataset, observer)
+    texts = None if any(component != "unet" for component in ready.lrs) else texts_of(options, base)
+    inputs = input_maker(ready, ready.dataset, latents, texts)
+    if texts is not None:
+        _fill_texts(ready, inputs, texts, observer)
+    if options.compute.gradient_checkpointing:
+        _checkpoint(base, ready.lrs)
+    if base.device.type == "cuda":
+        base.unet.to(memory_format=torch.channels_last)
+    base.unet.train(options.compute.gradient_checkpointing)
+    network.train()
+    every = options.log.log_every or (_LOOK_EVERY if base.device.type == "cuda" else 1)
+    return Run(
+        base=base,
+        network=network,
+        plan=ready.plan,
+        inputs=inputs,
+        diffusion=diffusion,
+        stepper=stepper,
+        schedule=schedule,
+        scale=LossScale(enabled=options.compute.precision == "fp16"),
+        recorder=Recorder(base.device, every),
+        clip_skip=options.model.clip_skip,
+        max_grad_norm=options.optimizer.max_grad_norm,
+        scale_weight_norms=options.optimizer.scale_weight_norms,
+    )
+
+
+def input_maker(
+    ready: Trainable, dataset: Dataset, latents: LatentCache, texts: TextCache | None
+) -> InputMaker:
+    """Inputs of a data set, as the options want them."""
+    return InputMaker(
+        ready.base,
+        dataset,
+        latents,
+        texts,
+        noise=ready.options.noise,
+        max_token_length=ready.options.data.max_token_length,
+        seed=ready.options.length.seed,
+        total_steps=ready.plan.steps,
+    )
+
+
+def diffusion_of(options: TrainOptions, base: BaseModel) -> Diffusion:
+    """The noise schedule and loss of a run."""
+    alphas = (
+        with_zero_terminal_snr(base.base_alphas) if options.noise.zero_terminal_snr else base.alphas_cumprod
+    )
+    return Diffusion(
+        options.noise,
+        options.loss,
+        alphas,
+        v_prediction=base.prediction == "v_prediction",
+        device=base.device,
+    )
+
+
+def schedule_of(options: ScheduleOptions, total: int) -> Schedule:
+    """The learning-rate schedule, its shares turned into steps.
+
+    Raises
+    ------
+    UsageError
+        If warm-up and decay are longer than the run.
+    """
+    warmup = steps_of(options.lr_warmup_steps, total, option="--lr-warmup-steps")
+    decay = steps_of(options.lr_decay_steps, total, option="--lr-decay-steps")
+    if warmup + decay > total:
+        raise UsageError(f"warm-up and decay take {warmup + decay} steps, the training has {total}")
+    return Schedule(
+        name=options.lr_scheduler,
+        total=total,
+        warmup=warmup,
+        decay=decay,
+        cycles=options.lr_scheduler_num_cycles,
+        power=options.lr_scheduler_power,
+        min_ratio=options.lr_scheduler_min_lr_ratio,
+        timescale=options.lr_scheduler_timescale,
+        rules=options.lr_scheduler_rules or "",
+    )
+
+
+def groups_of(ready: Trainable) -> list[Group]:
+    """The network's parameters with their learning rates."""
+    return [
+        Group(
+            group.component if group.lr_ratio == 1 else f"{group.component} x{group.lr_ratio:g}",
+            ready.lrs[group.component] * group.lr_ratio,
+            group.parameters,
+        )
+        for group in ready.network.parameter_groups()
+    ]
+
+
+def make_validation(ready: Trainable, run: Run, observer: Observer) -> Validation | None:
+    """The validation of a run, if images were set aside.
+
+    Raises
+    ------
+    UsageError
+        If options ask for it and there are none.
+    """
+    when = ready.options.validation
+    dataset = ready.dataset.validation
+    if dataset is None:
+        if (when.validate_every_n_steps, when.validate_every_n_epochs, when.max_validation_steps) != (
+            None,
+        ) * 3:
+            raise UsageError("no images are set aside to validate on", hint="`--validation-split 0.1`")
+        return None
+    latents = latents_of(ready.options, ready.base, dataset, observer)
+    inputs = input_maker(ready, dataset, latents, run.inputs.texts)
+    seed = ready.options.data.validation_seed
+    return Validation(inputs, ready.options.noise, seed=seed, limit=when.max_validation_steps)
+
+
+def make_images(ready: Trainable, run: Run, output: Path) -> ImageMaker | None:
+    """The sample images of a run, if there are prompts."""
+    options = ready.options.samples
+    if options.sample_prompts is None:
+        return None
+    size = ready.options.data.resolution
+    assert size is not None
+    return ImageMaker(
+        ready.base,
+        run.inputs,
+        read_prompts(options.sample_prompts),
+        alphas_cumprod=run.diffusion.alphas_cumprod,
+        size=size,
+        sampler=options.sample_sampler,
+        seed=ready.options.length.seed,
+        clip_skip=ready.options.model.clip_skip,
+        folder=output.with_name(output.name.removesuffix(".safetensors") + "-samples"),
+    )
+
+
+def latents_of(options: TrainOptions, base: BaseModel, dataset: Dataset, observer: Observer) -> LatentCache:
+    """Encode the images, or get ready to."""
+    where = options.data.cache_latents
+    folder = _cache_folder(options) if where == "disk" else None
+    key = base.vae_fingerprint if where == "disk" else ""
+    if where != "none":
+        observer.start("encoding images", sum(1 for _ in dataset.examples))
+    cache = cache_latents(
+        dataset,
+        lambda pixels: encode_images(base, pixels),
+        key=key,
+        where=where,
+        folder=folder,
+        advance=observer.advance,
+    )
+    for note in cache.notes:
+        observer.warning(note)
+    if where == "memory":
+        cache.to(base.device)
+    return cache
+
+
+def texts_of(options: TrainOptions, base: BaseModel) -> TextCache:
+    """The cache of frozen text encoders' outputs."""
+    where = options.data.cache_text
+    return TextCache(
+        lambda ids: encode_text(base, ids, clip_skip=options.model.clip_skip),
+        key=base.text_fingerprint if where == "disk" else "",
+        clip_skip=options.model.clip_skip,
+        folder=_cache_folder(options) if where == "disk" else None,
+        limit=0 if where == "none" else _TEXT_BYTES,
+    )
+
+
+def _fill_texts(ready: Trainable, inputs: InputMaker, texts: TextCache, observer: Observer) -> None:
+    """Encode the captions of the first epoch; others are encoded when they come."""
+    if ready.options.data.cache_text == "none":
+        return
+    seed = ready.options.length.seed
+    captions = {
+        caption_of(ready.dataset, sample, seed=seed, epoch=0, step=0, total_steps=ready.plan.steps)
+        for batch in plan_epoch(ready.dataset, seed=seed, epoch=0)
+        for sample in batch.samples
+    }
+    observer.start("encoding captions", len(captions))
+    texts.fill(inputs.token_ids(sorted(captions)), advance=observer.advance)
+
+
+def _cache_folder(options: TrainOptions) -> Path:
+    if options.data.cache_dir is not None:
+        return Path(options.data.cache_dir)
+    source = Path(options.dataset)
+    return (source if source.is_dir() else source.parent) / ".lycotool-cache"
+
+
+def _checkpoint(base: BaseModel, lrs: Mapping[str, float]) -> None:
+    base.unet.enable_gradient_checkpointing()
+    for number, encoder in enumerate(base.text_encoders, 1):
+        if f"te{number}" in lrs:
+            encoder.gradient_checkpointing_enable()
+            encoder.train()
