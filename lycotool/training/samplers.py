@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lycotool.errors import UsageError
 from lycotool.lazy import torch
 from lycotool.training.output_options import Sampler
 
@@ -39,6 +41,11 @@ def make_sampler(name: Sampler, alphas_cumprod: Tensor, *, prediction: str) -> A
     """The scheduler of diffusers for a name, for ``ᾱ`` of the training.
 
     A schedule that ends in pure noise is sampled from its very end (``trailing``).
+
+    Raises
+    ------
+    UsageError
+        If the sampler cannot do that.
     """
     import diffusers
 
@@ -46,12 +53,16 @@ def make_sampler(name: Sampler, alphas_cumprod: Tensor, *, prediction: str) -> A
     ends_in_noise = bool(alphas_cumprod[-1] < _FLOOR)
     alphas = alphas_cumprod.double().cpu().clamp_min(_FLOOR)
     betas = 1 - alphas / torch.cat([torch.ones(1, dtype=alphas.dtype), alphas[:-1]])
+    cls = getattr(diffusers, name_of_class)
+    if "timestep_spacing" in inspect.signature(cls.__init__).parameters:
+        arguments = {**arguments, "timestep_spacing": "trailing" if ends_in_noise else "leading"}
+    elif ends_in_noise:
+        raise UsageError(f"the sampler {name} cannot begin at pure noise, where this schedule ends")
     with quiet():
-        return getattr(diffusers, name_of_class)(
+        return cls(
             num_train_timesteps=len(alphas),
             trained_betas=betas.tolist(),
             prediction_type=prediction,
-            timestep_spacing="trailing" if ends_in_noise else "leading",
             **arguments,
         )
 
@@ -67,6 +78,4 @@ def quiet() -> Iterator[None]:
 
 def takes_generator(scheduler: Any) -> bool:  # noqa: ANN401 - untyped
     """Whether its step draws noise."""
-    import inspect
-
     return "generator" in inspect.signature(scheduler.step).parameters

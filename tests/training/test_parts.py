@@ -177,3 +177,5 @@ def test_a_schedule_that_ends_in_noise_is_sampled_from_its_end() -> None:
     scheduler.set_timesteps(10)
     assert scheduler.timesteps[0] == 999
     assert make_sampler("ddim", alphas_cumprod(), prediction="epsilon").config.timestep_spacing == "leading"
+    with pytest.raises(UsageError, match="dpmsingle"):
+        make_sampler("dpmsingle", ends, prediction="v_prediction")
