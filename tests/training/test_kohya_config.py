@@ -135,6 +135,7 @@ def test_what_is_left_out_has_the_default_of_sd_scripts(tmp_path: Path) -> None:
         ("resolution = 640", "data", "resolution", (640, 640)),
         ("resolution = [640, 512]", "data", "resolution", (640, 512)),
         ('mixed_precision = "fp16"', "compute", "precision", "fp16"),
+        ('sample_sampler = "k_euler_a"', "samples", "sample_sampler", "euler_a"),
         ('save_precision = "float"', "save", "save_dtype", "fp32"),
     ],
 )
