@@ -20,7 +20,7 @@ complete -c lycotool -n __fish_use_subcommand -a inspect -d 'Show what a file is
 complete -c lycotool -n __fish_use_subcommand -a convert -d 'Write an adapter in another programs format, and prove that nothing …'
 
 complete -c lycotool -n '__fish_seen_subcommand_from train' -s h -l help -d 'Show help and exit'
-complete -c lycotool -n '__fish_seen_subcommand_from train' -s o -l output -d 'Where to write' -r -F
+complete -c lycotool -n '__fish_seen_subcommand_from train' -s o -l output -d 'The adapter to write' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from train' -s f -l force -d 'Replace an existing output'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -s n -l dry-run -d 'Plan and report, write nothing'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l config -d 'Options as TOML' -r -F

@@ -12,8 +12,8 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
   }
   $commands = [ordered]@{
     'train' = @{ Help = 'Train an adapter of any algorithm, from a base model and captioned …'; Endings = @('.safetensors', '.safetensors.index.json', '.toml', '.json', '.jsonl', '.txt'); Options = [ordered]@{
-      '-o' = @{ Help = 'Where to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
-      '--output' = @{ Help = 'Where to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
+      '-o' = @{ Help = 'The adapter to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
+      '--output' = @{ Help = 'The adapter to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '-f' = @{ Help = 'Replace an existing output'; Value = $null }
       '--force' = @{ Help = 'Replace an existing output'; Value = $null }
       '-n' = @{ Help = 'Plan and report, write nothing'; Value = $null }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
+from forked import lycotool_on_path
 
 # Workers share the cores; more threads than cores make small matmuls slower, not faster.
 torch.set_num_threads(1)
@@ -31,3 +33,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     dropped = [item for item in items if any(item.get_closest_marker(name) for name in left_out)]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]
+
+
+@pytest.fixture(scope="session")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
+    """An environment with a `lycotool` on its path, for scripts that real shells run."""
+    with lycotool_on_path(tmp_path_factory.mktemp("bin")) as environment:
+        yield environment

@@ -86,3 +86,8 @@ def test_worked_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             succeed(*arguments)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {"tests", "base", "cat.safetensors", "small.safetensors", "tuned"}
+
+
+def test_counts_in_the_japanese_page() -> None:
+    text = README.with_name("README.ja.md").read_text(encoding="utf-8")
+    assert f"{len(CHECKS)}種類" in text
