@@ -174,6 +174,8 @@ def warnings_of(ready: Trainable) -> Sequence[str]:
     lr = max(ready.lrs.values())
     evidence = ready.base.predicts
     found = [*ready.base.warnings, *ready.dataset.warnings, *ready.options.network.warnings(lr)]
-    if evidence.evidence:
-        found.append(f"the model predicts {evidence.prediction}: {evidence.evidence}")
+    if evidence.is_assumed:
+        found.append(
+            f"the model is taken to predict {evidence.prediction}: {evidence.evidence} (`--prediction` would)"
+        )
     return found

@@ -50,11 +50,15 @@ _KNOWN = "`train` knows SD 1.x, SD 2.x and SDXL, as single files and as diffuser
 
 @dataclass(frozen=True, slots=True)
 class Predicts:
-    """What the UNet predicts, where that is known from, and whether the last step is pure noise."""
+    """What the UNet predicts, where that is known from, and whether the last step is pure noise.
+
+    ``is_assumed`` says that nothing tells, and it is what such models usually predict.
+    """
 
     prediction: Prediction
     evidence: str
     zero_terminal_snr: bool = False
+    is_assumed: bool = False
 
 
 def detect_family(shapes: Shapes, metadata: Mapping[str, str], *, path: str, is_folder: bool) -> FamilyName:
@@ -166,7 +170,8 @@ def detect_prediction(
             hint="use `--prediction v_prediction` for the 768 models (2.0, 2.1), "
             "`--prediction epsilon` for the 512 ones (2-base, 2.1-base)",
         )
-    return Predicts("epsilon", f"the custom of {_NAMES[family]}, nothing says otherwise", zero)
+    evidence = f"the custom of {_NAMES[family]}, nothing says otherwise"
+    return Predicts("epsilon", evidence, zero, is_assumed=True)
 
 
 def _known(value: object, place: str, path: str) -> Prediction:
