@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -192,4 +191,4 @@ def test_reader_that_goes_away_is_quiet(shell: Mapping[str, str], here: Path, co
     )
     assert found.stderr == ""
     assert found.returncode == 0
-    assert sorted(os.listdir(here)) == ["base.safetensors", "my loras"]
+    assert sorted(path.name for path in here.iterdir()) == ["base.safetensors", "my loras"]

@@ -87,12 +87,12 @@ def _lycotool(
 
 
 app.command(epilog=train.EPILOG, cls=GroupedCommand)(train.train)
-app.command(epilog=merge.EPILOG)(merge.merge)
-app.command(epilog=bake.EPILOG)(bake.bake)
-app.command(epilog=resize.EPILOG)(resize.resize)
-app.command(epilog=extract.EPILOG)(extract.extract)
-app.command(epilog=inspect.EPILOG)(inspect.inspect)
-app.command(epilog=convert.EPILOG)(convert.convert)
+app.command(epilog=merge.EPILOG, cls=GroupedCommand)(merge.merge)
+app.command(epilog=bake.EPILOG, cls=GroupedCommand)(bake.bake)
+app.command(epilog=resize.EPILOG, cls=GroupedCommand)(resize.resize)
+app.command(epilog=extract.EPILOG, cls=GroupedCommand)(extract.extract)
+app.command(epilog=inspect.EPILOG, cls=GroupedCommand)(inspect.inspect)
+app.command(epilog=convert.EPILOG, cls=GroupedCommand)(convert.convert)
 
 
 def main() -> None:

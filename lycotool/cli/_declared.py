@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -13,7 +15,15 @@ from lycotool.training.declare import Declared
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose help has a section for each panel of its options."""
+    """A command whose help has a section for each panel, and whose errors name the nearest choice."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer's own, not public
+        """Read the arguments; a value that is no choice is answered with the one it resembles."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = _with_nearest(error.message)
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - Typer's own, not public
         """Write one section after the other, in the order they first appear."""
@@ -27,6 +37,20 @@ class GroupedCommand(TyperCommand):
         for panel, records in panels.items():
             with formatter.section(panel):
                 formatter.write_dl(records)
+
+
+def _with_nearest(message: str) -> str:
+    """A parser's message in our words, with the choice that was probably meant.
+
+    >>> _with_nearest("Value error, 'tiess' is not one of 'exact', 'ties'.")
+    "'tiess' is not one of 'exact', 'ties'. Did you mean 'ties'?"
+    """
+    message = message.removeprefix("Value error, ").replace("Input should be a valid", "expected a valid")
+    given, separator, choices = message.partition(" is not one of ")
+    near = (
+        difflib.get_close_matches(given.strip("'"), re.findall(r"'([^']*)'", choices), 1) if separator else []
+    )
+    return f"{message} Did you mean '{near[0]}'?" if near else message
 
 
 def parameters(options: Iterable[Declared]) -> list[inspect.Parameter]:

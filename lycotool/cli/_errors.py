@@ -7,18 +7,41 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import ParamSpec
 
 import typer
 
 from lycotool.cli._text import clean
-from lycotool.errors import LycotoolError
+from lycotool.errors import (
+    BadInputError,
+    CheckError,
+    IncompatibleError,
+    LycotoolError,
+    NumericError,
+    OutputError,
+    RefusedError,
+    ResourceError,
+    UnsafeError,
+)
 
 P = ParamSpec("P")
 
 INTERNAL, RESOURCE, OUTPUT, INTERRUPTED, TERMINATED = 1, 8, 7, 130, 143
+
+
+#: What helps with most errors of a class, for those that say nothing better themselves.
+HINTS: Mapping[type[LycotoolError], str] = {
+    BadInputError: "a download may be incomplete: compare its size or SHA-256 (`lycotool inspect FILE --hashes`), or get it again",
+    UnsafeError: "get the file as .safetensors, from somewhere you trust",
+    IncompatibleError: "`lycotool inspect FILE` shows what each file is, and for which model",
+    NumericError: "`lycotool inspect FILE --check` names what is not finite; `--dtype fp32` or bf16 holds larger values",
+    OutputError: "`-o` names another place",
+    ResourceError: "`--dry-run` says how much memory is needed; `--device cpu` needs no GPU memory",
+    RefusedError: "`lycotool inspect FILE` shows the rules that apply",
+    CheckError: "scripts can tell this by exit code 10; what was found is above",
+}
 
 
 class _Terminated(BaseException):
@@ -49,7 +72,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(code) from None
         except LycotoolError as error:
             _debug()
-            _report(error, as_json=as_json)
+            _report(error, _hint(error, command.__name__), as_json=as_json)
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
             _debug()
@@ -85,7 +108,15 @@ def _unexpected(error: Exception) -> tuple[int, str]:
     )
 
 
-def _report(error: LycotoolError, *, as_json: bool) -> None:
+def _hint(error: LycotoolError, command: str) -> str:
+    """What the user can do: the error's own hint, else the one of its class."""
+    if error.hint:
+        return error.hint
+    name = "" if command.startswith("_") else f" {command}"
+    return HINTS.get(type(error), f"`lycotool{name} --help` lists arguments and options, with examples")
+
+
+def _report(error: LycotoolError, hint: str, *, as_json: bool) -> None:
     if as_json:
         document = {
             "class": type(error).__name__,
@@ -94,13 +125,12 @@ def _report(error: LycotoolError, *, as_json: bool) -> None:
             "key": error.key,
             "message": error.message,
             "details": list(error.details),
-            "hint": error.hint,
+            "hint": hint,
         }
         sys.stderr.write(json.dumps({"error": document}) + "\n")
         return
     lines = [f"lycotool: error: {error.headline}", *(f"  {detail}" for detail in error.details)]
-    if error.hint:
-        lines.append(f"hint: {error.hint}")
+    lines.append(f"hint: {hint}")
     sys.stderr.write("".join(clean(line) + "\n" for line in lines))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import json
 import os
 import re
@@ -65,7 +66,7 @@ def open_store(name: str, *, allow_pickle: bool = False) -> TensorStore:
         if path.is_symlink() and not path.exists():
             raise UsageError("this symlink leads nowhere", path=name)
         if not path.exists():
-            raise UsageError("no such file", path=name)
+            raise UsageError("no such file", path=name, hint=_nearest(path))
     except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
         raise UsageError(f"no file can have this name: {error}", path=name[:200]) from None
     if path.is_dir():
@@ -269,3 +270,13 @@ def read_json(path: Path) -> dict[str, object]:
     if not isinstance(document, dict):
         raise BadInputError("the JSON is not an object", path=path)
     return document
+
+
+def _nearest(path: Path) -> str:
+    """A hint with the name beside a missing file that is most like its own."""
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except OSError:
+        return f"there is no folder {path.parent} here"
+    near = difflib.get_close_matches(path.name, names, 1)
+    return f"did you mean {path.with_name(near[0])}?" if near else f"paths start at {Path.cwd()}"

@@ -8,6 +8,7 @@ embeddings, the last convolution) are left at 1.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -196,6 +197,8 @@ def parse_weights(text: str) -> list[float]:
     try:
         return [float(item) for item in listed.split(",")]
     except ValueError:
+        near = difflib.get_close_matches(text.upper(), PRESETS, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(
-            f"{text[:80]} is no list of block weights and no preset: {', '.join(PRESETS)}"
+            f"{text[:80]} is no list of block weights and no preset: {', '.join(PRESETS)}{meant}"
         ) from None

@@ -7,6 +7,7 @@ exact, where a truncated SVD would mix them.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,11 @@ def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int]:
         raise UsageError(f"--unit {unit} does not divide the rank of {len(odd)} modules", path=adapter.path)
     folder = Path(options.output or ".")
     if not folder.is_dir():
-        raise UsageError("`--split` writes several files: `-o` names an existing folder", path=options.output)
+        raise UsageError(
+            "`--split` writes several files: `-o` names an existing folder",
+            path=options.output,
+            hint=f"`mkdir -p {shlex.quote(str(folder))}` makes it",
+        )
     names = [str(folder / default_name([adapter.path], f"-r{rank}.safetensors"))
              for rank in range(unit, largest + 1, unit)]  # fmt: skip
     targets = [prepare_output(name, inputs=adapter.store.files, force=options.force) for name in names]
