@@ -11,13 +11,13 @@ complete -c lycotool -n __fish_use_subcommand -l install-completion -d 'Install 
 complete -c lycotool -n __fish_use_subcommand -l show-completion -d 'Print the completion script of the current shell'
 complete -c lycotool -n __fish_use_subcommand -l shell -d 'The shell that --install-completion and --show-completion are for' -x -a 'bash zsh fish powershell'
 complete -c lycotool -n __fish_use_subcommand -l help -d 'Show help and exit'
-complete -c lycotool -n __fish_use_subcommand -a train -d 'Train an adapter of any algorithm, from a base model and captioned …'
+complete -c lycotool -n __fish_use_subcommand -a train -d 'Train an adapter from a base model and captioned images'
 complete -c lycotool -n __fish_use_subcommand -a merge -d 'Merge adapters into a checkpoint, or adapters into one adapter'
-complete -c lycotool -n __fish_use_subcommand -a bake -d 'Fold adapters of any algorithm into a checkpoint, tensor by tensor'
+complete -c lycotool -n __fish_use_subcommand -a bake -d 'Fold adapters of any algorithm into a checkpoint'
 complete -c lycotool -n __fish_use_subcommand -a resize -d 'Shrink an adapters ranks, losing as little as that rank allows'
 complete -c lycotool -n __fish_use_subcommand -a extract -d 'Write the difference of two checkpoints as an adapter'
-complete -c lycotool -n __fish_use_subcommand -a inspect -d 'Show what a file is'
-complete -c lycotool -n __fish_use_subcommand -a convert -d 'Write an adapter in another programs format, and prove that nothing …'
+complete -c lycotool -n __fish_use_subcommand -a inspect -d 'Show what a file is and what can be done with it'
+complete -c lycotool -n __fish_use_subcommand -a convert -d 'Write an adapter in another programs format, and verify it'
 
 complete -c lycotool -n '__fish_seen_subcommand_from train' -s h -l help -d 'Show help and exit'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -s o -l output -d 'The adapter to write' -r -F

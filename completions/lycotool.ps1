@@ -11,7 +11,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
     '--help' = 'Show help and exit'
   }
   $commands = [ordered]@{
-    'train' = @{ Help = 'Train an adapter of any algorithm, from a base model and captioned …'; Endings = @('.safetensors', '.safetensors.index.json', '.toml', '.json', '.jsonl', '.txt'); Options = [ordered]@{
+    'train' = @{ Help = 'Train an adapter from a base model and captioned images'; Endings = @('.safetensors', '.safetensors.index.json', '.toml', '.json', '.jsonl', '.txt'); Options = [ordered]@{
       '-o' = @{ Help = 'The adapter to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '--output' = @{ Help = 'The adapter to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '-f' = @{ Help = 'Replace an existing output'; Value = $null }
@@ -255,7 +255,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--legacy-loha-cp' = @{ Help = 'LoHa with cores trained before LyCORIS 2.0.0'; Value = $null }
       '--glora-old-scale' = @{ Help = 'Scale of old-layout GLoRA'; Value = @{ Words = @('once', 'twice') } }
     } }
-    'bake' = @{ Help = 'Fold adapters of any algorithm into a checkpoint, tensor by tensor'; Endings = @('.safetensors', '.safetensors.index.json'); Options = [ordered]@{
+    'bake' = @{ Help = 'Fold adapters of any algorithm into a checkpoint'; Endings = @('.safetensors', '.safetensors.index.json'); Options = [ordered]@{
       '-o' = @{ Help = 'Where to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '--output' = @{ Help = 'Where to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '-f' = @{ Help = 'Replace an existing output'; Value = $null }
@@ -346,7 +346,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--quiet' = @{ Help = 'Nothing on stderr but errors'; Value = $null }
       '--modules' = @{ Help = 'Report every module'; Value = $null }
     } }
-    'inspect' = @{ Help = 'Show what a file is'; Endings = @('.safetensors', '.safetensors.index.json'); Options = [ordered]@{
+    'inspect' = @{ Help = 'Show what a file is and what can be done with it'; Endings = @('.safetensors', '.safetensors.index.json'); Options = [ordered]@{
       '--modules' = @{ Help = 'Show every module'; Value = $null }
       '--blocks' = @{ Help = 'Count modules by block of the model'; Value = $null }
       '--metadata' = @{ Help = 'Show all metadata, decoded'; Value = $null }
@@ -383,7 +383,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--legacy-loha-cp' = @{ Help = 'LoHa with cores trained before LyCORIS 2.0.0'; Value = $null }
       '--glora-old-scale' = @{ Help = 'Scale of old-layout GLoRA'; Value = @{ Words = @('once', 'twice') } }
     } }
-    'convert' = @{ Help = 'Write an adapter in another programs format, and prove that nothing …'; Endings = @('.safetensors', '.safetensors.index.json'); Options = [ordered]@{
+    'convert' = @{ Help = 'Write an adapter in another programs format, and verify it'; Endings = @('.safetensors', '.safetensors.index.json'); Options = [ordered]@{
       '--to' = @{ Help = 'Whose format to write'; Value = @{ Words = @('networks.lora', 'lycoris.kohya', 'locon.locon_kohya', 'lycoris', 'diffusers', 'diffusers-legacy', 'peft', 'comfyui', 'onetrainer', 'ai-toolkit', 'bfl', 'hcp', 'kohya-oft') } }
       '--from' = @{ Help = 'Whose format the file is in'; Value = @{ Words = @('networks.lora', 'lycoris.kohya', 'locon.locon_kohya', 'lycoris', 'diffusers', 'diffusers-legacy', 'peft', 'comfyui', 'onetrainer', 'ai-toolkit', 'bfl', 'hcp', 'kohya-oft') } }
       '--arch' = @{ Help = 'The model it is for'; Value = @{ Words = @('sdxl', 'sd1', 'sd2', 'chroma', 'flux2', 'flux1', 'hunyuan-video-1.5', 'hunyuan-image', 'hunyuan-video', 'sd3', 'qwen-image', 'z-image', 'lumina2', 'anima', 'wan') } }

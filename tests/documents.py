@@ -98,9 +98,14 @@ def _command(name: str) -> CommandLine:
 def usage(name: str) -> str:
     """How a command is called, and what it says of itself."""
     command = _command(name)
-    arguments = " ".join(argument.metavar for argument in command.arguments)
+    arguments = " ".join(map(_argument, command.arguments))
     body = command.text.split("\n\n", 1)[1] if "\n\n" in command.text else ""
     return f"```\nlycotool {name} [OPTIONS] {arguments}\n```\n\n{command.summary}\n\n{body}".rstrip()
+
+
+def _argument(argument: Parameter) -> str:
+    several = argument.metavar + "..." * argument.several
+    return several if argument.required else f"[{several}]"
 
 
 def options(name: str) -> str:
@@ -111,7 +116,7 @@ def options(name: str) -> str:
         panels.setdefault(option.panel, []).append(option)
     parts = []
     if command.arguments:
-        parts.append(_table("argument | what", [[f"`{a.metavar}`", a.help] for a in command.arguments]))
+        parts.append(_table("argument | what", [[f"`{_argument(a)}`", a.help] for a in command.arguments]))
     for panel, members in panels.items():
         rows = [[_flags(option), option.default or "–", option.help] for option in members]
         parts.append(f"### {panel}\n\n{_table('option | default | what', rows)}")

@@ -20,9 +20,9 @@ Kind = Literal["model", "any", "folder", "config", "none"]
 
 #: The kind of value behind each metavar that stands for a path.
 _PATHS: dict[str, Kind] = {
-    "BASE": "model", "[BASE]": "model", "CHECKPOINT": "model", "CKPT": "model", "ADAPTER": "model", "TUNED": "model",
-    "VAE": "model", "FILE...": "model", "[ADAPTER[:W]...]": "model", "OUTPUT": "model",
-    "[DATASET]": "config", "FILE.toml": "config", "NAME|FILE": "config", "LIST|PRESET|FILE": "config",
+    "BASE": "model", "CHECKPOINT": "model", "CKPT": "model", "ADAPTER": "model", "TUNED": "model",
+    "VAE": "model", "ADAPTER[:W]": "model", "OUTPUT": "model",
+    "DATASET": "config", "FILE.toml": "config", "NAME|FILE": "config", "LIST|PRESET|FILE": "config",
     "PATH": "any", "FILE": "any", "FILE.png|FILE.svg|-": "any",
     "DIR": "folder", "FOLDER": "folder",
 }  # fmt: skip
@@ -130,8 +130,13 @@ def _parameter(name: str, annotation: tuple[Any, ...], default: Any) -> Paramete
         is_flag=base is bool,
         required=default is inspect.Parameter.empty,
         several=several,
-        kind="none" if choices or base is bool else _PATHS.get(metavar, "none"),
+        kind="none" if choices or base is bool else _kind(metavar, option=bool(flags)),
     )
+
+
+def _kind(metavar: str, *, option: bool) -> Kind:
+    """What an option calls FILE can be any; the FILE a command is about is a model."""
+    return "model" if metavar == "FILE" and not option else _PATHS.get(metavar, "none")
 
 
 _METAVARS = {int: "N", float: "X", str: "TEXT"}

@@ -32,7 +32,7 @@ def bake(
     ],
     adapters: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ADAPTER[:W]...]", help="Adapters, each with its strength."),
+        typer.Argument(metavar="ADAPTER[:W]", help="Adapters, each with its strength."),
     ] = None,
     output: opt.OutputOption = None,
     force: opt.ForceOption = False,
@@ -62,7 +62,7 @@ def bake(
     legacy_loha_cp: opt.LohaCpOption = False,
     glora_old_scale: opt.GloraScaleOption = "twice",
 ) -> None:
-    """Fold adapters of any algorithm into a checkpoint, tensor by tensor.
+    """Fold adapters of any algorithm into a checkpoint.
 
     Every change refers to the original weights, is computed in float32 and rounded once.
     Tensors no adapter touches are copied byte for byte; float8 weights with scales beside them

@@ -109,7 +109,7 @@ def convert(
     legacy_loha_cp: opt.LohaCpOption = False,
     glora_old_scale: opt.GloraScaleOption = "twice",
 ) -> None:
-    """Write an adapter in another program's format, and prove that nothing was lost.
+    """Write an adapter in another program's format, and verify it.
 
     Fused matrices are split and split ones fused where the naming asks for it, exactly. What
     the format cannot hold is an error that names every module. Prints the path that was written.

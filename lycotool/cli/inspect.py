@@ -36,7 +36,7 @@ _FOLDERS, _EDIT = "Several files", "Editing metadata (writes a file, shows nothi
 @reported
 def inspect(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE...", help="Files, folders, patterns of them, or `-`.")
+        list[str], typer.Argument(metavar="FILE", help="Files, folders, patterns of them, or `-`.")
     ],
     modules: Annotated[
         bool, typer.Option("--modules", help="Show every module.", rich_help_panel=_SHOW)
@@ -214,7 +214,7 @@ def inspect(
     legacy_loha_cp: opt.LohaCpOption = False,
     glora_old_scale: opt.GloraScaleOption = "twice",
 ) -> None:
-    """Show what a file is: algorithms, ranks, alphas, names, metadata, and what can be done with it.
+    """Show what a file is and what can be done with it.
 
     Reads headers only, without `--hashes` and what measures or checks. Several files, or a folder,
     give one line per file; one that cannot be read is listed and decides the exit code.

@@ -229,7 +229,7 @@ def merge(
     ] = None,
     adapters: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ADAPTER[:W]...]", help="Adapters, each with its strength."),
+        typer.Argument(metavar="ADAPTER[:W]", help="Adapters, each with its strength."),
     ] = None,
     **options: object,
 ) -> None:

@@ -27,11 +27,11 @@ lycotool train --config cat.toml --lr 1e-4 --dry-run"""
 _CONFIG = "Configuration"
 
 BaseArgument = Annotated[
-    str | None, typer.Argument(metavar="[BASE]", help="A checkpoint: SD 1.x, SD 2.x or SDXL; a file or a diffusers folder.")
+    str | None, typer.Argument(metavar="BASE", help="A checkpoint: SD 1.x, SD 2.x or SDXL; a file or a diffusers folder.")
 ]  # fmt: skip
 DatasetArgument = Annotated[
     str | None,
-    typer.Argument(metavar="[DATASET]", help="A folder of captioned images, a dataset TOML or a metadata.jsonl."),
+    typer.Argument(metavar="DATASET", help="A folder of captioned images, a dataset TOML or a metadata.jsonl."),
 ]  # fmt: skip
 OutputOption = Annotated[
     str | None,
@@ -73,7 +73,7 @@ def train(
     quiet: bool,
     **given: Any,  # noqa: ANN401 - one value per declared option
 ) -> None:
-    """Train an adapter of any algorithm, from a base model and captioned images.
+    """Train an adapter from a base model and captioned images.
 
     Works with nothing but BASE and DATASET; all the rest are options. No network is used. Ctrl-C
     saves and ends with 130; the same command goes on from there. Prints the path that was written.

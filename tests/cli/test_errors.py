@@ -139,6 +139,13 @@ def test_mistyped_names_suggest_the_nearest(arguments: list[str], meant: str) ->
     assert meant in " ".join(result.stderr.split())
 
 
+def test_summaries_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = run("--help").stdout
+    assert "..." not in text.split("Commands:")[1]
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
 @pytest.mark.parametrize("command", commands(app), ids=lambda command: command.name)
 def test_help_is_in_panels_with_examples(command: object) -> None:
     text = run(command.name, "--help", "-h").stdout
