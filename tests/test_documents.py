@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from documents import DOCS, PAGES, ROOT, comparable, executed, generated
-from helpers import run
+from documents import DATA, DOCS, PAGES, ROOT, comparable, executed, generated
+from helpers import run, succeed
 
 from lycotool.cli import app
 from lycotool.cli._describe import commands
@@ -82,6 +83,35 @@ def test_migrated_lines_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyP
             line,
             result.stderr,
         )
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("merge", ["{lora}", "{loha}"]),
+        ("bake", ["{base}", "{lora}"]),
+        ("resize", ["{lora}", "--rank", "2"]),
+        ("extract", ["{base}", "merged.safetensors", "--rank", "2"]),
+        ("convert", ["{lora}", "--to", "diffusers"]),
+        ("inspect", ["{lora}"]),
+    ],
+)
+def test_json_has_the_keys_that_are_documented(
+    command: str, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = {name: str(DATA / f"{name}.safetensors") for name in ("base", "lora", "loha")}
+    if command == "extract":
+        succeed("merge", paths["base"], paths["lora"], "-o", "merged.safetensors", "-q")
+    dry = [] if command == "inspect" else ["--dry-run"]
+    result = succeed(command, *(argument.format(**paths) for argument in arguments), "--json", *dry)
+    document = json.loads(result.stdout)
+    assert document.pop("schema_version") == 1
+    if command == "inspect":
+        assert document["errors"] == []
+        document = document["files"][0]
+    text = (DOCS / f"{command}.md").read_text(encoding="utf-8").split("## What `--json` prints")[1]
+    assert set(document) == set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
 
 
 def test_readme_names_every_document() -> None:
