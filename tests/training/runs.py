@@ -109,9 +109,9 @@ def with_clear_latents(base: MicroBase) -> MicroBase:
     return base
 
 
-@lru_cache(maxsize=3)
-def _loaded(family: Family) -> BaseModel:
-    return load_base(str(base_file(family)))
+@lru_cache(maxsize=4)
+def _loaded(family: Family, prediction: str | None = None) -> BaseModel:
+    return load_base(str(base_file(family)), prediction=prediction)
 
 
 class InMemory:
@@ -119,7 +119,8 @@ class InMemory:
 
     def __init__(self, dataset: Path, family: Family = "sd1", **values: Any) -> None:
         self.options = options(dataset, family, **values)
-        self.ready: Trainable = prepare(self.options, load_weights=lambda path: {}, base=_loaded(family))
+        base = _loaded(family, self.options.model.prediction)
+        self.ready: Trainable = prepare(self.options, load_weights=lambda path: {}, base=base)
         self.run: Run = make_run(self.ready, Observer())
 
     def __enter__(self) -> InMemory:
