@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 def _stages_fit(sizes: Sizes) -> bool:
     block, stages = size_of("block")(sizes), size_of("stages")(sizes)
     rows = size_of("blocks", "block")(sizes)
+    if stages > rows.bit_length():  # more than any rows have; 2**stages could be of any length
+        return False
     return block % 2 == 0 and rows % (2**stages * (block // 2)) == 0
 
 

@@ -97,4 +97,8 @@ app.command(epilog=convert.EPILOG, cls=GroupedCommand)(convert.convert)
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except MemoryError:  # before a command has begun; commands say so themselves
+        sys.stderr.write("lycotool: error: out of memory\n")
+        sys.exit(8)

@@ -99,7 +99,10 @@ def _unexpected(error: Exception) -> tuple[int, str]:
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+        or (
+            isinstance(error, RuntimeError)
+            and any(word in str(error) for word in ("allocate memory", "start new thread"))
+        )
     ):
         return RESOURCE, "out of memory; `--device cpu` needs no GPU memory"
     return INTERNAL, (

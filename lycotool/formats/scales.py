@@ -101,7 +101,7 @@ def scales_from_metadata(metadata: Mapping[str, str], path: str) -> dict[str, Pe
         return {}
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadInputError("lora_adapter_metadata is not valid JSON", path=path) from None
     if not isinstance(document, dict):
         raise BadInputError("lora_adapter_metadata is not an object", path=path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lycotool.errors import OutputError
 from lycotool.io.preflight import reason_of
-from lycotool.io.tree import replace_folder
+from lycotool.io.tree import flush_files, replace_folder
 from lycotool.io.writer import FilePlan, Producer, write_file
 
 
@@ -49,9 +49,10 @@ def build_folder(
     """
     try:
         building.mkdir()
-        write_file(building / weights, plan, produce)
+        write_file(building / weights, plan, produce, flushed=False)
         for name, content in text.items():
             (building / name).write_text(content, encoding="utf-8")
+        flush_files(building)
     except OSError as error:
         shutil.rmtree(building, ignore_errors=True)
         raise OutputError(reason_of(error), path=building) from error
@@ -61,17 +62,14 @@ def build_folder(
 
 
 def publish(building: Path, target: Path) -> None:
-    """Give a finished file or folder its name, replacing what had it.
+    """Give a finished folder its name, replacing what had it.
 
     Raises
     ------
     OutputError
-        If that fails; the target is then as it was.
+        If that fails. The target is then as it was, unless the message says that it was written.
     """
     try:
-        if building.is_dir():
-            replace_folder(building, target)
-        else:
-            building.replace(target)
+        replace_folder(building, target)
     except OSError as error:
         raise OutputError(reason_of(error), path=target) from error

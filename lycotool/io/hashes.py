@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lycotool.io.store import reading
+
 LEGACY_START, LEGACY_STOP = 0x100000, 0x110000
 
 MODEL_HASH, LEGACY_HASH = "sshs_model_hash", "sshs_legacy_hash"
@@ -98,7 +100,11 @@ def file_hashes(path: Path, data_start: int) -> tuple[str, str]:
         Where the data section begins.
     """
     whole, data = hashlib.sha256(), hashlib.sha256()
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1, "lycotool-hash") as pool:
+    with (
+        reading(path),
+        path.open("rb", buffering=0) as file,
+        ThreadPoolExecutor(1, "lycotool-hash") as pool,
+    ):
         header = file.read(data_start)
         whole.update(header)
         while piece := file.read(_CHUNK_BYTES):

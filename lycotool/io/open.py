@@ -16,9 +16,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from lycotool.errors import BadInputError, IncompatibleError, UnsafeError, UsageError
+from lycotool.errors import BadInputError, IncompatibleError, ResourceError, UnsafeError, UsageError
 from lycotool.io.pickles import PickleFile, is_pickle
-from lycotool.io.store import Entry, SafetensorsFile, TensorFile, TensorStore
+from lycotool.io.preflight import reason_of
+from lycotool.io.store import Entry, SafetensorsFile, TensorFile, TensorStore, unreadable
 
 #: huggingface_hub's limit for an index file.
 _MAX_INDEX_BYTES = 10 * 2**20
@@ -40,6 +41,14 @@ _WEIGHT_NAMES = (
 
 #: An index, or diffusers' index of a variant.
 _INDEX = re.compile(r"\.index(\.\w+)?\.json$")
+
+
+def exists(name: str | Path) -> bool:
+    """Whether there is such a file or folder; no name is too long or too odd to ask."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def open_store(name: str, *, allow_pickle: bool = False) -> TensorStore:
@@ -97,9 +106,9 @@ def _single(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorStore:
 
 
 def _open_file(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorFile:
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise BadInputError("not a regular file", path=shown_as)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadInputError("not a regular file", path=shown_as)
         if path.suffix.lower() != ".safetensors" and is_pickle(path):
             if allow_pickle:
                 return PickleFile(path)
@@ -109,8 +118,8 @@ def _open_file(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorFile:
                 hint="convert it to safetensors, or use `--allow-pickle` to read plain tensors only",
             )
         return SafetensorsFile(path, shown_as=shown_as)
-    except PermissionError:
-        raise BadInputError("permission denied", path=shown_as) from None
+    except OSError as error:
+        raise unreadable(error, shown_as) from None
 
 
 def _spool_stdin() -> Path:
@@ -123,8 +132,12 @@ def _spool_stdin() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="lycotool-stdin-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / "stdin.safetensors"
-    with path.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
+    try:
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+    except OSError as error:
+        raise ResourceError(f"standard input cannot be kept in {folder}: {reason_of(error)}", path="-",
+                            hint="TMPDIR names another folder for temporary files") from error  # fmt: skip
     return path
 
 
@@ -227,8 +240,8 @@ def _open_shard(index: Path, shard: str) -> SafetensorsFile:
             raise BadInputError(f"the index names an index.json as a shard: {shard}", path=index)
         raise UnsafeError(f"the index names a shard that is not a .safetensors file: {shard}", path=index)
     path = index.parent / shard
-    if not path.is_file():
-        raise BadInputError(f"the shard {shard} is missing", path=index)
+    if not exists(path) or not path.is_file():
+        raise BadInputError(f"the shard {shard[:500]} is missing", path=index)
     if not _stays_inside(path, index.parent):
         raise UnsafeError(f"the shard {shard} is a symlink that leaves the folder", path=index)
     return SafetensorsFile(path)
@@ -253,8 +266,6 @@ def read_json(path: Path) -> dict[str, object]:
     BadInputError
         If it is too large, not valid, has a key twice or is no object.
     """
-    if path.stat().st_size > _MAX_INDEX_BYTES:
-        raise BadInputError(f"larger than {_MAX_INDEX_BYTES} bytes", path=path)
 
     def refuse_duplicates(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
         found = dict(pairs)
@@ -263,10 +274,14 @@ def read_json(path: Path) -> dict[str, object]:
         return found
 
     try:
+        if path.stat().st_size > _MAX_INDEX_BYTES:
+            raise BadInputError(f"larger than {_MAX_INDEX_BYTES} bytes", path=path)
         text = path.read_text(encoding="utf-8-sig")
         document = json.loads(text, object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:
         raise BadInputError(f"not valid JSON: {error}", path=path) from None
+    except OSError as error:
+        raise unreadable(error, path) from None
     if not isinstance(document, dict):
         raise BadInputError("the JSON is not an object", path=path)
     return document

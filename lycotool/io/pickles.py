@@ -21,7 +21,9 @@ from lycotool.lazy import torch
 def is_pickle(path: Path) -> bool:
     """Whether the file's first bytes are those of a PyTorch zip or a bare pickle."""
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(8)
+    if start[3:8] == bytes(5):  # the length of a safetensors header, which can begin as a pickle does
+        return False
     return start.startswith(b"PK\x03\x04") or (start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05")
 
 

@@ -93,4 +93,4 @@ def check_space(target: Path, needed: int) -> None:
 
 def reason_of(error: OSError) -> str:
     """What the system says is wrong, in lower case."""
-    return (os.strerror(error.errno) if error.errno else str(error)).lower()
+    return (error.strerror or str(error)).lower()

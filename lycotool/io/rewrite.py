@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from lycotool.errors import OutputError
+from lycotool.errors import BadInputError, OutputError
 from lycotool.io.header import MAX_HEADER_BYTES, read_header
 from lycotool.io.store import CHUNK_BYTES, SafetensorsFile
 from lycotool.io.whole import whole_file
@@ -99,6 +99,6 @@ def _copy_through_memory(source: BinaryIO | io.FileIO, target: BinaryIO, start: 
     while start < stop:
         piece = source.read(min(CHUNK_BYTES, stop - start))
         if not piece:
-            raise OutputError("the input became shorter while it was read")
+            raise BadInputError("the file changed while it was read", path=str(source.name))
         target.write(piece)
         start += len(piece)

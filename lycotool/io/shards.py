@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lycotool.errors import OutputError
-from lycotool.io.nameless import NamelessFile, nameless_file, temporary_beside
+from lycotool.io.nameless import NamelessFile, fsync_folder, nameless_file, temporary_beside, uninterrupted
 from lycotool.io.preflight import check_space, prepare_output, reason_of
 from lycotool.io.writer import Check, FilePlan, Producer, staged_file
 
@@ -189,10 +189,7 @@ def write_set(
                 index = stack.enter_context(nameless_file(target.index))
                 _write_text(index.descriptor, index_text(files))
                 finished.append((target.index, index))
-            with _replacing(target.members()) as published:
-                for path, finished_file in finished:
-                    published.append(path)  # it may have its name and publishing fail all the same
-                    finished_file.publish()
+            publish_all(finished, target.members())
         except OSError as error:
             raise OutputError(reason_of(error), path=target.index) from error
 
@@ -204,6 +201,22 @@ def _write_text(descriptor: int, text: str) -> None:
     os.fsync(descriptor)
 
 
+def publish_all(finished: Sequence[tuple[Path, NamelessFile]], old: Sequence[Path]) -> None:
+    """Give finished files of one folder their names, in this order, in place of older ones.
+
+    Raises
+    ------
+    OSError
+        If anything fails. The folder is then as it was, unless the message says that all was written.
+    """
+    with uninterrupted(), _replacing(old) as published:
+        for path, file in finished:
+            published.append(path)  # it may have its name and publishing fail all the same
+            file.publish(flushed=False)
+        for folder in {path.parent for path, _ in finished}:
+            fsync_folder(folder)
+
+
 @contextlib.contextmanager
 def _replacing(old: Sequence[Path]) -> Iterator[list[Path]]:
     """Put files out of the way; if what follows fails, take what was published away and put them back."""
@@ -211,15 +224,19 @@ def _replacing(old: Sequence[Path]) -> Iterator[list[Path]]:
     published: list[Path] = []
     try:
         for path in old:
-            hidden = temporary_beside(path, "old")
-            path.rename(hidden)
-            aside[path] = hidden
+            aside[path] = temporary_beside(path, "old")
+            path.rename(aside[path])
         yield published
     except BaseException:
         for path in published:
             path.unlink(missing_ok=True)
         for path, hidden in aside.items():
-            hidden.replace(path)
+            if os.path.lexists(hidden):
+                hidden.replace(path)
         raise
     for hidden in aside.values():
-        hidden.unlink()
+        try:
+            hidden.unlink()
+        except OSError as error:
+            reason = f"was written, but the older {hidden} cannot be removed: {reason_of(error)}"
+            raise OSError(error.errno, reason) from error

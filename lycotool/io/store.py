@@ -7,6 +7,7 @@ than a memory map, so that a file cut short meanwhile is an error and not a dead
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -18,6 +19,7 @@ from typing import Protocol
 from lycotool.errors import BadInputError, ResourceError
 from lycotool.io.dtypes import to_torch
 from lycotool.io.header import TensorInfo, read_header
+from lycotool.io.preflight import reason_of
 from lycotool.lazy import torch
 
 #: Bytes read or written at once: large enough for disks, small enough for a quick Ctrl-C.
@@ -53,11 +55,18 @@ class SafetensorsFile:
     def __init__(self, path: Path, *, shown_as: str | None = None) -> None:
         self.path = path
         self._shown_as = shown_as or str(path)
-        self._file = path.open("rb", buffering=0)
         self._lock = threading.Lock()
         try:
-            self.size = os.fstat(self._file.fileno()).st_size
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise unreadable(error, self._shown_as) from error
+        try:
+            self._state = self._look()
+            self.size = self._state[0]
             header = read_header(self._file, self.size, self._shown_as)
+        except OSError as error:
+            self._file.close()
+            raise unreadable(error, self._shown_as) from error
         except BaseException:
             self._file.close()
             raise
@@ -95,8 +104,15 @@ class SafetensorsFile:
                         key=name,
                     )
                 position += count
+            if self._look() != self._state:
+                raise BadInputError("the file changed while it was read", path=self._shown_as, key=name)
         except OSError as error:
-            raise BadInputError(f"cannot be read: {error.strerror}", path=self._shown_as, key=name) from error
+            raise unreadable(error, self._shown_as, name) from error
+
+    def _look(self) -> tuple[int, int]:
+        """What tells that the file was written to: its size, and when."""
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
 
     def _read_at(self, place: int, buffer: memoryview) -> int:
         """Read at a place of the file; several threads may at once."""
@@ -107,8 +123,31 @@ class SafetensorsFile:
             return self._file.readinto(buffer)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what was read of it is right, whatever the system says now."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Errors of the system as errors of an input.
+
+    Raises
+    ------
+    BadInputError
+        With the system's reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise unreadable(error, path) from error
+
+
+def unreadable(error: OSError, path: str | Path, key: str | None = None) -> BadInputError:
+    """What the system said when it was to read an input."""
+    if isinstance(error, PermissionError):
+        return BadInputError("permission denied", path=path, key=key)
+    return BadInputError(f"cannot be read: {reason_of(error)}", path=path, key=key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,5 +31,5 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise UsageError("no such file", path=path) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"cannot be read: {error}", path=path) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadInputError(f"is no TOML: {error}", path=path) from None

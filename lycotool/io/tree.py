@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from lycotool.errors import OutputError
-from lycotool.io.nameless import temporary_beside
+from lycotool.errors import BadInputError, OutputError
+from lycotool.io.nameless import exchange, flush_name, fsync_folder, temporary_beside, uninterrupted
 from lycotool.io.preflight import check_space, reason_of
 from lycotool.io.shards import OutputFile
 from lycotool.io.store import TensorStore
@@ -103,14 +103,17 @@ def write_tree(
         for file in files:
             place = building / file.name
             place.parent.mkdir(parents=True, exist_ok=True)
-            write_file(place, file.plan, file.producer(produce), advance=advance, check=check)
+            write_file(place, file.plan, file.producer(produce), advance=advance, check=check, flushed=False)
         for name, text in texts.items():
             (building / name).write_text(text, encoding="utf-8")
         for name in plain:
             _forget_quantisation(building / name / "config.json")
+        flush_files(building)
         replace_folder(building, target.path)
     except OSError as error:
         raise OutputError(reason_of(error), path=target.path) from error
+    except OutputError as error:  # of a file below the temporary name, which says nothing to the user
+        raise OutputError(error.message, path=target.path, hint=error.hint) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -133,21 +136,56 @@ def _forget_quantisation(config: Path) -> None:
     """Take the entry away by which loaders expect scales beside the weights."""
     if not config.is_file():
         return
-    document = json.loads(config.read_text(encoding="utf-8"))
+    try:
+        document = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(f"not valid JSON: {error}", path=config) from None
+    if not isinstance(document, dict):
+        raise BadInputError("the JSON is not an object", path=config)
     if document.pop("quantization_config", None) is not None:
         config.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def replace_folder(building: Path, target: Path) -> None:
-    """Give the finished folder its name, putting an old one out of the way first."""
-    if not target.exists():
-        building.rename(target)
-        return
-    old = temporary_beside(target, "old")
-    target.rename(old)
-    try:
-        building.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old)
+    """Give the finished folder its name.
+
+    Where the system can exchange two folders in one step, there is no instant without one of
+    them; elsewhere an old one is put out of the way first.
+
+    Raises
+    ------
+    OSError
+        If anything fails. What comes after the new name says that it was written.
+    """
+    with uninterrupted():
+        if not target.exists():
+            building.rename(target)
+            flush_name(target)
+            return
+        old = building
+        if not exchange(building, target):
+            old = temporary_beside(target, "old")
+            target.rename(old)
+            try:
+                building.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
+        flush_name(target)
+        try:
+            shutil.rmtree(old)
+        except OSError as error:
+            reason = f"was written, but the older {old} cannot be removed: {reason_of(error)}"
+            raise OSError(error.errno, reason) from error
+
+
+def flush_files(folder: Path) -> None:
+    """Have every file of a folder on disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            descriptor = os.open(Path(place) / name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        fsync_folder(Path(place))

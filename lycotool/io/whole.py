@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from lycotool.errors import OutputError
 from lycotool.io.nameless import nameless_file
-from lycotool.io.writer import check_space
+from lycotool.io.preflight import check_space, reason_of
 
 
 @contextlib.contextmanager
@@ -44,4 +44,4 @@ def whole_file(
                 check(written)
             file.publish()
     except OSError as error:
-        raise OutputError((error.strerror or str(error)).lower(), path=target) from error
+        raise OutputError(reason_of(error), path=target) from error

@@ -158,6 +158,7 @@ def write_file(
     *,
     advance: Callable[[int], None] = lambda nbytes: None,
     check: Check | None = None,
+    flushed: bool = True,
 ) -> None:
     """Write ``plan`` to ``target``, or to standard output when it is ``None``.
 
@@ -170,6 +171,8 @@ def write_file(
         Told the number of bytes after each piece, for a progress bar.
     check
         Given the finished file before it gets its name.
+    flushed
+        Whether the name is to be on disk too when this returns.
 
     Raises
     ------
@@ -186,7 +189,7 @@ def write_file(
         return
     check_space(target, plan.nbytes)
     with staged_file(target, plan, produce, advance=advance, check=check) as file, _as_output(target):
-        file.publish()
+        file.publish(flushed=flushed)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ embeddings, the last convolution) are left at 1.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -168,6 +169,8 @@ class BlockWeights:
             factor = float(fields[2])
         except ValueError:
             raise ValueError(f"{text}: {fields[2]} is no number") from None
+        if not math.isfinite(factor):
+            raise ValueError(f"{text}: {fields[2]} is not finite")
         return LayerRule(blocks, not_blocks, tuple(pieces), not_pieces, factor)
 
     def _range(self, text: str) -> Sequence[str]:
@@ -195,10 +198,13 @@ def parse_weights(text: str) -> list[float]:
     """
     listed = PRESETS.get(text.upper(), text)
     try:
-        return [float(item) for item in listed.split(",")]
+        weights = [float(item) for item in listed.split(",")]
     except ValueError:
         near = difflib.get_close_matches(text.upper(), PRESETS, 1)
         meant = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(
             f"{text[:80]} is no list of block weights and no preset: {', '.join(PRESETS)}{meant}"
         ) from None
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(f"block weights must be finite: {text[:80]}")
+    return weights

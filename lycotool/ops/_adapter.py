@@ -187,7 +187,7 @@ def algorithm_in_metadata(metadata: Mapping[str, str]) -> str | None:
         return "dylora"
     try:
         arguments = json.loads(metadata.get("ss_network_args", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     algo = arguments.get("algo") if isinstance(arguments, dict) else None
     return algo.lower() if isinstance(algo, str) else None

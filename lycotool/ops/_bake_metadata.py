@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH, SPEC_HASH
-from lycotool.io.store import TensorStore
+from lycotool.io.store import TensorStore, reading
 from lycotool.models.families import FAMILIES
 from lycotool.models.families.locate import guess_families
 from lycotool.models.naming import ANY, split_name
@@ -33,7 +33,7 @@ def file_sha256(adapter: Adapter) -> str:
     """SHA-256 of an adapter's weights, over all its files in order."""
     hasher = hashlib.sha256()
     for path in adapter.store.files:
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             while piece := file.read(2**23):
                 hasher.update(piece)
     return hasher.hexdigest()

@@ -88,7 +88,7 @@ def _network_module(dialect: Dialect, family: Family) -> str:
 def _arguments(adapter: Adapter) -> dict[str, object]:
     try:
         found = json.loads(adapter.store.metadata.get("ss_network_args", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import MismatchError
@@ -18,7 +16,7 @@ from lycotool.io.folder import build_folder, prepare_folder, publish
 from lycotool.io.nameless import temporary_beside
 from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
-from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
+from lycotool.io.writer import FilePlan, TensorPlan, Written, prepare_output, write_file
 from lycotool.lazy import torch
 from lycotool.models.families import FAMILIES
 from lycotool.models.layers import AmbiguousNameError, LayerIndex
@@ -380,35 +378,26 @@ class Converter:
         config: str | None,
         made: Sequence[_Made],
     ) -> dict[str, float] | None:
-        """Write under a temporary name, verify what is there, then publish it."""
+        """Write, verify what is there, then give it its name."""
+        differences: dict[str, float] | None = None
 
         def produce(key: str) -> list[memoryview]:
             return [as_bytes(tensors[key])]
 
-        if target is None:
-            with TemporaryDirectory(prefix="lycotool-stdout-") as folder:
-                spooled = Path(folder) / "stdout.safetensors"
-                write_file(spooled, plan, produce)
-                differences = self._verify(spooled, made)
-                with spooled.open("rb") as file:
-                    shutil.copyfileobj(file, sys.stdout.buffer)
-                sys.stdout.buffer.flush()
+        def check(written: Written) -> None:
+            nonlocal differences
+            differences = self._verify(written.path, made)
+
+        if config is None or target is None:
+            write_file(target, plan, produce, check=check)
             return differences
         building = temporary_beside(target)
-        if config is None:  # only this suffix makes sure that its first bytes are not taken for a pickle's
-            building = building.with_suffix(".safetensors")
         try:
-            if config is None:
-                write_file(building, plan, produce)
-            else:
-                build_folder(building, _PEFT_WEIGHTS, plan, produce, {_PEFT_CONFIG: config})
+            build_folder(building, _PEFT_WEIGHTS, plan, produce, {_PEFT_CONFIG: config})
             differences = self._verify(building, made)
             publish(building, target)
         finally:
-            if building.is_dir():
-                shutil.rmtree(building, ignore_errors=True)
-            else:
-                building.unlink(missing_ok=True)
+            shutil.rmtree(building, ignore_errors=True)
         return differences
 
     def _verify(self, path: Path, made: Sequence[_Made]) -> dict[str, float] | None:

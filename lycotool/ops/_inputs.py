@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from lycotool.errors import UsageError
+from lycotool.io.open import exists
 from lycotool.ops._adapter import AdapterInput
 from lycotool.ops._methods import OWN_OPTIONS
 
@@ -29,7 +29,7 @@ def parse_input(text: str, *, methods: bool = False) -> AdapterInput:
     """
     own: dict[str, str] = {}
     path = text
-    while not Path(path).exists():
+    while not exists(path):
         head, colon, tail = path.rpartition(":")
         name, equals, value = tail.partition("=")
         if not colon or not head or not equals or name not in (*_FACTORS, "lbw", *OWN_OPTIONS):
@@ -38,7 +38,7 @@ def parse_input(text: str, *, methods: bool = False) -> AdapterInput:
         path = head
     head, colon, tail = path.rpartition(":")
     strength = 1.0
-    if colon and head and not Path(path).exists():
+    if colon and head and not exists(path):
         try:
             strength = float(tail)
         except ValueError:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-from lycotool.errors import BadInputError
-from lycotool.io.store import CHUNK_BYTES, TensorStore
+from lycotool.io.store import CHUNK_BYTES, TensorStore, reading
 from lycotool.ops._common import provenance
 
 #: The form of the recipe in the metadata; raised when an older reader would misread it.
@@ -96,14 +95,11 @@ def weights_sha256(store: TensorStore) -> list[str]:
 
 def _file_sha256(path: Path, stop: threading.Event | None) -> str:
     hasher = hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            while piece := file.read(CHUNK_BYTES):
-                if stop is not None and stop.is_set():
-                    raise Stopped
-                hasher.update(piece)
-    except OSError as error:
-        raise BadInputError(f"cannot be read: {error.strerror}", path=path) from error
+    with reading(path), path.open("rb", buffering=0) as file:
+        while piece := file.read(CHUNK_BYTES):
+            if stop is not None and stop.is_set():
+                raise Stopped
+            hasher.update(piece)
     return hasher.hexdigest()
 
 

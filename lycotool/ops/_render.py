@@ -120,7 +120,7 @@ def network_arguments(metadata: Mapping[str, str], labels: set[str]) -> dict[str
     """``ss_network_args`` with the algorithm the result has."""
     try:
         arguments = json.loads(metadata.get("ss_network_args", "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(arguments, dict) or "algo" not in arguments:
         return {}

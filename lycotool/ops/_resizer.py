@@ -451,7 +451,7 @@ def _conv_arguments(metadata: Mapping[str, str], convs: Sequence[tuple[_Candidat
     """``ss_network_args`` with the convolutions' rank and alpha, where it has any."""
     try:
         arguments = json.loads(metadata.get("ss_network_args", "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     if not isinstance(arguments, dict) or not convs:
         return {}

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms import lora
-from lycotool.errors import RefusedError, UsageError
+from lycotool.errors import OutputError, RefusedError, UsageError
 from lycotool.io.dtypes import from_torch
-from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
+from lycotool.io.nameless import NamelessFile
+from lycotool.io.preflight import prepare_output, reason_of
+from lycotool.io.shards import publish_all
+from lycotool.io.writer import FilePlan, TensorPlan, staged_file
 from lycotool.ops._adapter import Adapter
 from lycotool.ops._common import as_bytes, cast_checked, count_labels, default_name, provenance, saved_dtype
 from lycotool.ops._render import STALE_METADATA, alpha_tensor, spelled
@@ -64,20 +69,37 @@ def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int]:
              for rank in range(unit, largest + 1, unit)]  # fmt: skip
     targets = [prepare_output(name, inputs=adapter.store.files, force=options.force) for name in names]
     nbytes = 0
-    for target, rank in zip(targets, range(unit, largest + 1, unit), strict=True):
-        tensors = dict(_sliced(adapter, rank, options))
-        plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
-        metadata = {k: v for k, v in adapter.store.metadata.items() if k not in STALE_METADATA}
-        alphas = {float(t) for key, t in tensors.items() if key.endswith(".alpha")}
-        metadata |= {"ss_network_dim": str(rank)}
-        if len(alphas) == 1:
-            metadata["ss_network_alpha"] = f"{alphas.pop():g}"
-        metadata |= provenance("resize", json.dumps({"file": Path(adapter.path).name, "sliced": rank}))
-        plan = FilePlan(plans, metadata, hashed=True)
-        nbytes += plan.nbytes
-        if not options.dry_run:
-            write_file(target, plan, lambda key, tensors=tensors: [as_bytes(tensors[key])])  # type: ignore[misc]
+    with ExitStack() as stack:
+        finished: list[tuple[Path, NamelessFile]] = []
+        for target, rank in zip(targets, range(unit, largest + 1, unit), strict=True):
+            tensors = dict(_sliced(adapter, rank, options))
+            plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
+            metadata = {k: v for k, v in adapter.store.metadata.items() if k not in STALE_METADATA}
+            alphas = {float(t) for key, t in tensors.items() if key.endswith(".alpha")}
+            metadata |= {"ss_network_dim": str(rank)}
+            if len(alphas) == 1:
+                metadata["ss_network_alpha"] = f"{alphas.pop():g}"
+            metadata |= provenance("resize", json.dumps({"file": Path(adapter.path).name, "sliced": rank}))
+            plan = FilePlan(plans, metadata, hashed=True)
+            nbytes += plan.nbytes
+            if not options.dry_run and target is not None:
+                produce = partial(_bytes_of, tensors)
+                finished.append((target, stack.enter_context(staged_file(target, plan, produce))))
+        if finished:
+            _publish(finished)
     return names, nbytes
+
+
+def _bytes_of(tensors: Mapping[str, Tensor], key: str) -> list[memoryview]:
+    return [as_bytes(tensors[key])]
+
+
+def _publish(finished: Sequence[tuple[Path, NamelessFile]]) -> None:
+    """All slices appear, or none."""
+    try:
+        publish_all(finished, [path for path, _ in finished if path.exists()])
+    except OSError as error:
+        raise OutputError(reason_of(error), path=finished[0][0].parent) from error
 
 
 def _sliced(adapter: Adapter, rank: int, options: ResizeOptions) -> Iterator[tuple[str, Tensor]]:

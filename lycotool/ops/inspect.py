@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from lycotool.algorithms.base import DEFAULT_READING, Reading
 from lycotool.errors import IncompatibleError, LycotoolError
 from lycotool.formats.keys import dialects
-from lycotool.io.open import open_store
+from lycotool.io.open import exists, open_store
 from lycotool.io.store import TensorStore
 from lycotool.models.architecture import guess_architecture, guess_checkpoint
 from lycotool.models.naming import split_path
@@ -229,9 +229,9 @@ def expand(names: Iterable[str]) -> list[str]:
     expanded: list[str] = []
     for name in names:
         path = Path(name)
-        if name != "-" and path.is_dir() and not _is_model_folder(path):
+        if name != "-" and exists(path) and path.is_dir() and not _is_model_folder(path):
             expanded += _inside(path)
-        elif name != "-" and any(mark in name for mark in "*?[") and not path.exists():
+        elif name != "-" and any(mark in name for mark in "*?[") and not exists(path):
             expanded += expand(sorted(glob.glob(name, recursive=True))) or [name]  # noqa: PTH207 - patterns may be absolute
         else:
             expanded.append(name)
@@ -297,6 +297,22 @@ def _decoded(key: str, value: str) -> object:
     if key not in JSON_KEYS:
         return value
     try:
-        return json.loads(value)
-    except ValueError:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
         return value
+    return found if _is_shallow(found) else value
+
+
+def _is_shallow(document: object, limit: int = 32) -> bool:
+    """Whether JSON is nested no deeper than what is written by trainers, and can be printed."""
+    layer = [document]
+    for _ in range(limit):
+        layer = [
+            item
+            for one in layer
+            if isinstance(one, dict | list)
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not layer:
+            return True
+    return False

@@ -99,7 +99,7 @@ def _document(path: str) -> dict[str, Any]:
         document = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UsageError("no such file", path=path) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"is no JSON: {error}", path=path) from None
     if not isinstance(document, dict):
         raise BadInputError("is no JSON object", path=path)

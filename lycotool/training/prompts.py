@@ -143,7 +143,7 @@ def _value(name: str, value: object, place: str) -> object:
 def _from_json(text: str, path: str) -> list[Prompt]:
     try:
         entries = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"is no JSON: {error}", path=path) from None
     if not isinstance(entries, list):
         raise BadInputError("is no list of prompts", path=path)

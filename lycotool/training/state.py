@@ -90,7 +90,7 @@ def read_state(folder: Path) -> State:
         document = json.loads((folder / _JSON).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError("holds no state of a run", path=folder) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"{_JSON} cannot be read: {error}", path=folder) from None
     if not isinstance(document, dict) or document.pop("version", None) != _VERSION:
         raise BadInputError("is the state of another version of lycotool", path=folder)

@@ -256,3 +256,9 @@ def test_glora_on_a_square_layer_is_told_by_its_low_rank(layout: str) -> None:
 def test_glora_with_nothing_but_square_tensors_is_refused() -> None:
     with pytest.raises(MismatchError, match=r"fits both glora \(new\) and glora \(old\)"):
         detect({f"{name}.weight": (4, 4) for name in ("a1", "a2", "b1", "b2")})
+
+
+def test_no_number_of_butterfly_stages_takes_long() -> None:
+    """``2**stages`` of a hostile header would be a number of any length."""
+    with pytest.raises(MismatchError):
+        detect({"oft_blocks": (2**40, 2, 4, 4)})

@@ -150,3 +150,18 @@ def test_leaving_the_store_closes_its_files(tmp_path: Path) -> None:
 
     with pytest.raises((ValueError, BadInputError)):
         store.tensor("a")
+
+
+@pytest.mark.parametrize("edit", ["rewritten", "longer"])
+def test_a_file_edited_while_open(edit: str, tmp_path: Path) -> None:
+    """What is read is from the file that was opened, or an error."""
+    path = Path(stored(tmp_path, {"a": torch.ones(4), "b": torch.ones(4)}))
+    with open_store(str(path)) as store:
+        assert torch.equal(store.tensor("a"), torch.ones(4))
+        before = path.stat()
+        with path.open("r+b") as file:
+            file.seek(0 if edit == "longer" else -16, os.SEEK_END)
+            file.write(bytes(16))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**6))
+        with pytest.raises(BadInputError, match="changed while it was read"):
+            store.tensor("b")

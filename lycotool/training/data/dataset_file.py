@@ -205,7 +205,7 @@ def _load(path: Path) -> dict[str, Any]:
         return read_toml(path)
     try:
         document = json.loads(path.read_text("utf-8-sig"))
-    except ValueError as error:  # not JSON, not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8
         raise BadInputError(f"is not JSON: {error}", path=path) from None
     if not isinstance(document, dict):
         raise BadInputError("is no dataset file: expected an object", path=path)

@@ -93,7 +93,7 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
 def _json(text: str, path: Path, place: str) -> object:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInputError(f"{place} is not JSON: {error}", path=path) from None
 
 
