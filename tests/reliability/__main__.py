@@ -1,0 +1,145 @@
+"""Run everything that the tests take a share of, and print the figures.
+
+::
+
+    python -m tests.reliability table                 what the table has, and what is not tried
+    python -m tests.reliability faults [JOB...]       every error, signal and cut at every call
+    python -m tests.reliability kills N MEGABYTES     SIGKILL spread over a large write
+    python -m tests.reliability writers ROUNDS        four writers of one output
+    python -m tests.reliability fuzz N [TARGET...]    N executions of each parser
+"""
+
+from __future__ import annotations
+
+import collections
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reliability import injection
+from reliability.fuzz import Tally, Targets, execute
+from reliability.lab import Server
+from reliability.table import CASES, ELSEWHERE, ROWS, RUNS, UNTRIED
+from reliability.test_faults import kills_of_a_large_write, writers_of_one_output
+
+#: Executions after which the fuzzer says how far it is.
+BATCH = 20_000
+
+
+def table() -> None:
+    """Count the rows."""
+    print(
+        f"{len(ROWS)} rows: {len(CASES)} cases run as {len(RUNS)} command lines, {len(ELSEWHERE)} by tests of"
+    )
+    print(f"their own, {len(UNTRIED)} not tried:")
+    for row in UNTRIED:
+        print(f"  {row.id} {row.what}: {row.reason}")
+    print("where another outcome than the study's holds:")
+    for case in CASES:
+        if case.decision:
+            print(f"  {case.id} {case.what}: {case.decision}")
+
+
+def faults(names: list[str]) -> None:
+    """Strike every call of every job."""
+    server = Server()
+    total: collections.Counter[str] = collections.Counter()
+    try:
+        for name in names or list(injection.JOBS_BY_NAME):
+            with tempfile.TemporaryDirectory() as folder:
+                struck = injection.Struck(server, injection.JOBS_BY_NAME[name], Path(folder))
+                writing, reading = struck.points(reading=False), struck.points(reading=True)
+                errors = [(nth, number) for nth in writing for number in injection.ERRORS]
+                errors += [(nth, injection.ERRORS[1]) for nth in reading]
+                counts = {
+                    "errors": sum(1 for _ in injection.strike_errors(struck, errors)),
+                    "interrupts": sum(
+                        1
+                        for _ in injection.strike_signals(
+                            struck, range(1, len(struck.calls) + 1), signal.SIGINT
+                        )
+                    ),
+                    "cuts": sum(
+                        1
+                        for _ in injection.strike_truncations(
+                            struck, [n for n in reading if struck.calls[n - 1] == "read"]
+                        )
+                    ),
+                }
+                litter = list(injection.strike_kills(struck, writing))
+                counts |= {"kills": len(litter), "kills that left a hidden file": sum(litter)}
+            total.update(counts)
+            print(f"{name}: {len(struck.calls)} calls; {counts}", flush=True)
+    finally:
+        server.close()
+    print(f"all: {dict(total)}")
+
+
+def kills(count: int, megabytes: int) -> None:
+    """Kill a large write."""
+    server = Server(faults=False)
+    with tempfile.TemporaryDirectory() as folder:
+        litter = kills_of_a_large_write(server, Path(folder), megabytes=megabytes, count=count)
+    server.close()
+    print(
+        f"{count} kills in writes of {megabytes} MB: always the old file or the new; {litter} left a hidden file"
+    )
+
+
+def writers(rounds: int) -> None:
+    """Race for one name."""
+    server = Server(faults=False)
+    with tempfile.TemporaryDirectory() as folder:
+        writers_of_one_output(server, Path(folder), rounds)
+    server.close()
+    print(f"{rounds} rounds of 4 writers: always one of the four files, whole")
+
+
+def fuzz(count: int, names: list[str]) -> None:
+    """Feed the parsers."""
+    finds: list[str] = []
+    executions = 0
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        for name, target in Targets(Path(folder)).all().items():
+            if names and name not in names:
+                continue
+            seed, done = f"{time.time_ns()}", Tally()
+            while done.executions < count:
+                first = done.executions
+                seeds = [f"{seed}-{n}" for n in range(first, min(first + BATCH, count))]
+                done = done + execute(target, seeds, finds)
+                print(
+                    f"{name}: {done.executions} executions in {done.seconds:.0f} s, {done.accepted} accepted, "
+                    f"{done.refused} refused, longest {done.longest * 1000:.0f} ms, {len(finds)} finds so far",
+                    flush=True,
+                )
+            executions += done.executions
+    print(f"all: {executions} executions, {len(finds)} finds")
+    for find in finds[:50]:
+        print(f"  {find}")
+    sys.exit(bool(finds))
+
+
+def main() -> None:
+    """Read the command line."""
+    match sys.argv[1:]:
+        case ["table"]:
+            table()
+        case ["faults", *names]:
+            faults(names)
+        case ["kills", count, megabytes]:
+            kills(int(count), int(megabytes))
+        case ["writers", rounds]:
+            writers(int(rounds))
+        case ["fuzz", count, *names]:
+            fuzz(int(count), names)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()

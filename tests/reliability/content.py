@@ -1,0 +1,188 @@
+"""Group B: sound containers with odd adapters in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from reliability.cases import OUT, Case, Expected, Row
+from reliability.container import tensors
+from reliability.lab import BAD_INPUT, CHECK, INCOMPATIBLE, NUMERIC, OK, REFUSED
+from reliability.tensors import TEXT, UNET, State, good, numbers
+
+VERBS = ("inspect", "check", "resize", "merge", "fold", "bake", "convert")
+DOWN, UP, ALPHA = f"{UNET}.lora_down.weight", f"{UNET}.lora_up.weight", f"{UNET}.alpha"
+
+_SHOWN = {"inspect": Expected.of(OK)}
+
+
+def refused(
+    id: str, what: str, change: Callable[[State], object], code: int, message: str, **more: object
+) -> Case:
+    """Commands that compute refuse it; `inspect` shows it, `inspect --check` ends with 10."""
+    return _case(id, what, change, Expected.of(code, message), {"check": Expected.of(CHECK)}, more)
+
+
+def taken(id: str, what: str, change: Callable[[State], object], message: str = "", **more: object) -> Case:
+    """It is read, with a word where there is something to say."""
+    return _case(id, what, change, Expected.of(OK, message), {"check": Expected((OK, CHECK))}, more)
+
+
+def _case(
+    id: str, what: str, change: Callable[[State], object], expected: Expected,
+    check: dict[str, Expected], more: dict[str, object],
+) -> Case:  # fmt: skip
+    def state() -> State:
+        tensors = good()
+        replaced = change(tensors)
+        return replaced if isinstance(replaced, dict) else tensors
+
+    own = more.pop("by_verb", {})
+    return Case(id=id, what=what, make=tensors(state), expected=expected, verbs=more.pop("verbs", VERBS),
+                by_verb={**_SHOWN, **check, **own}, **more)  # fmt: skip
+
+
+def put(**values: torch.Tensor) -> Callable[[State], object]:
+    """Replace tensors of the first module."""
+    names = {"down": DOWN, "up": UP, "alpha": ALPHA}
+    return lambda state: state.update({names[name]: value for name, value in values.items()})
+
+
+def drop(name: str) -> Callable[[State], object]:
+    """Leave a tensor out."""
+
+    def change(state: State) -> None:
+        del state[name]
+
+    return change
+
+
+def _value(name: str, number: float) -> Callable[[State], object]:
+    def change(state: State) -> None:
+        state[name][3 % state[name].shape[0], 1] = number
+
+    return change
+
+
+def _loha(_: State) -> State:
+    return {
+        f"{module}.{name}": numbers(*shape, seed=seed)
+        for seed, module in ((1, UNET), (2, TEXT))
+        for name, shape in (
+            ("hada_w1_a", (16, 4)), ("hada_w1_b", (4, 16)), ("hada_w2_a", (16, 4)), ("hada_w2_b", (4, 16)),
+        )
+    }  # fmt: skip
+
+
+def _lokr(_: State) -> State:
+    return {
+        f"{module}.{name}": numbers(4, 4, seed=seed)
+        for seed, module in ((1, UNET), (2, TEXT))
+        for name in ("lokr_w1", "lokr_w2")
+    }
+
+
+def _tucker(state: State) -> None:
+    module = "lora_unet_down_blocks_0_resnets_0_conv1"
+    state |= {
+        f"{module}.lora_down.weight": numbers(4, 16, 1, 1),
+        f"{module}.lora_up.weight": numbers(16, 4, 1, 1),
+        f"{module}.lora_mid.weight": numbers(4, 4, 3, 3),
+        f"{module}.alpha": torch.tensor(4.0),
+    }
+
+
+def _two_dialects(state: State) -> None:
+    path = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    state |= {f"{path}.lora_A.weight": numbers(4, 16), f"{path}.lora_B.weight": numbers(16, 4)}
+
+
+def _fp8(state: State) -> State:
+    return {name: t.to(torch.float8_e4m3fn) if t.ndim else t for name, t in state.items()}
+
+
+def _dora(state: State) -> None:
+    state |= {f"{module}.dora_scale": torch.ones(1, 16) for module in (UNET, TEXT)}
+
+
+def _sign_kept(folder: Path) -> None:
+    alpha = [t for name, t in load_file(folder / OUT).items() if re.search(r"to_q\.alpha$", name)]
+    assert all(value < 0 for value in alpha)
+
+
+_REFUSED = Expected.of(REFUSED, "not mergeable|not resizable|--rebuild|--to lora")
+
+ROWS: tuple[Row, ...] = (
+    refused("B01", "alpha NaN", put(alpha=torch.tensor(float("nan"))), NUMERIC, "alpha"),
+    refused("B02", "alpha infinite", put(alpha=torch.tensor(float("inf"))), NUMERIC, "alpha"),
+    taken("B03", "alpha 0", put(alpha=torch.tensor(0.0)), "alpha 0"),
+    taken("B04", "alpha negative", put(alpha=torch.tensor(-4.0)), after=_sign_kept),
+    taken("B05", "alpha an integer", put(alpha=torch.tensor(4))),
+    taken("B06", "alpha bfloat16", put(alpha=torch.tensor(4.0, dtype=torch.bfloat16))),
+    taken("B07", "alpha of shape [1]", put(alpha=torch.tensor([4.0]))),
+    refused("B08", "alpha of shape [2]", put(alpha=torch.tensor([4.0, 2.0])), BAD_INPUT, "alpha"),
+    refused("B09", "alpha of shape [0]", put(alpha=torch.zeros(0)), BAD_INPUT, "alpha"),
+    taken("B10", "alpha missing", drop(ALPHA), "alpha"),
+    refused("B11", "lora_down missing", drop(DOWN), BAD_INPUT, "lora_down"),
+    refused("B12", "lora_up missing", drop(UP), BAD_INPUT, "lora_up"),
+    refused("B13", "the ranks of up and down differ", put(up=numbers(16, 8)), BAD_INPUT, "rank"),
+    refused("B14", "rank 0", put(down=torch.zeros(0, 16), up=torch.zeros(16, 0)), BAD_INPUT, "rank 0"),
+    refused("B15", "a NaN weight", _value(UP, float("nan")), NUMERIC, "NaN"),
+    refused("B16", "an infinite weight", _value(UP, float("inf")), NUMERIC, "Inf"),
+    taken("B17", "a module of zeros", put(up=torch.zeros(16, 4)), by_verb={"check": Expected.of(CHECK, "zero")}),
+    refused("B18", "int8 weights without a scale", put(up=torch.ones(16, 4, dtype=torch.int8)), INCOMPATIBLE,
+            "int8"),
+    taken("B19", "fp8 weights", _fp8),
+    refused("B20", "bool weights", put(up=torch.ones(16, 4, dtype=torch.bool)), BAD_INPUT, "bool"),
+    refused("B21", "lora_down of one dimension", put(down=numbers(16)), BAD_INPUT, "lora_down"),
+    refused("B22", "a convolution of three dimensions on a linear layer",
+            put(down=numbers(4, 16, 1, 3, 3), up=numbers(16, 4, 1, 1, 1)), INCOMPATIBLE, "",
+            by_verb={"resize": Expected.of(OK), "merge": Expected((INCOMPATIBLE, OK)), "check": Expected((OK, CHECK)),
+                     "convert": Expected((OK, INCOMPATIBLE))}),
+    refused("B23", "one module in two spellings", _two_dialects, INCOMPATIBLE, "both|same layer|two|mixes",
+            by_verb={"resize": Expected.of(OK, "mixes")},
+            decision="`resize` works on each module by itself and keeps both, with a warning"),
+    taken("B24", "down fp16, up fp32", put(down=numbers(4, 16).half())),
+    taken("B25", "an unknown tensor", lambda state: state.update({"mystery.tensor": numbers(3, 3)}),
+          "mystery.tensor", by_verb={"convert": Expected.of(INCOMPATIBLE, "mystery.tensor")},
+          decision="what a format cannot hold is an error of `convert` unless --drop"),
+    refused("B25s", "an unknown tensor, --strict", lambda state: state.update({"mystery.tensor": numbers(3, 3)}),
+            INCOMPATIBLE, "mystery.tensor", verbs=("resize", "merge", "fold", "bake"), options=("--strict",)),
+    taken("B26", "DoRA", _dora, by_verb={
+        "resize": Expected.of(REFUSED, "dora"), "merge": Expected.of(REFUSED, "dora"), "fold": Expected.of(REFUSED, "dora"),
+        "convert": Expected((OK, INCOMPATIBLE), "")}),
+    taken("B27", "LoHa", _loha, by_verb={"resize": _REFUSED, "convert": Expected.of(INCOMPATIBLE, "loha")}),
+    taken("B28", "a Tucker core", _tucker, by_verb={
+        "convert": Expected((OK, INCOMPATIBLE), "")}),
+    refused("B29", "1e6 saved as fp16", _value(UP, 1e6), NUMERIC, "65504", options=("--dtype", "fp16"),
+            verbs=("resize", "merge", "convert")),
+    refused("B30", "values below the range of fp16", put(up=torch.full((16, 4), 3e-8)), CHECK, "",
+            options=("--dtype", "fp16", "--verify"), verbs=("convert",),
+            decision="small values round to zero as in any cast; --verify, the default of `convert` where tensors"
+            " change, finds what that loses"),
+    refused("B31", "complex weights", put(up=torch.ones(16, 4, dtype=torch.complex64)), BAD_INPUT, "complex"),
+    refused("B32", "no adapter key", lambda _: {"x": torch.zeros(1)}, INCOMPATIBLE, "no adapter",
+            by_verb={"check": Expected((OK, CHECK))}),
+    taken("B33", "an alpha without a module",
+          lambda state: state.update({"lora_unet_ghost.alpha": torch.tensor(8.0)}), "ghost",
+          by_verb={"convert": Expected.of(INCOMPATIBLE, "ghost")}),
+    taken("B34", "another rank", lambda _: good(rank=8, alpha=8.0)),
+    refused("B35", "another width", lambda _: good(width=32), INCOMPATIBLE, r"\d+ ?[x,×] ?\d+|\d+ and \d+",
+            verbs=("merge", "fold", "bake")),
+    taken("B36", "LoKr", _lokr, by_verb={
+        "resize": _REFUSED, "merge": _REFUSED, "fold": _REFUSED, "convert": Expected.of(INCOMPATIBLE, "lokr")}),
+    taken("B37", "alpha 1e-40", put(alpha=torch.tensor(1e-40))),
+    refused("B38", "no layer of the base fits", lambda _: {
+        name.replace("down_blocks_0", "down_blocks_9").replace("layers_0", "layers_90"): t
+        for name, t in good().items()}, INCOMPATIBLE, r"0 of \d+", verbs=("fold", "bake")),
+    taken("B39", "some layers do not fit", lambda state: state.update({
+        name.replace("down_blocks_0", "down_blocks_9"): t for name, t in good().items() if name.startswith(UNET)}),
+          r"\d+ of \d+", verbs=("fold", "bake")),
+    refused("B39s", "some layers do not fit, --strict", lambda state: state.update({
+        name.replace("down_blocks_0", "down_blocks_9"): t for name, t in good().items() if name.startswith(UNET)}),
+            INCOMPATIBLE, r"\d+ of \d+", verbs=("fold", "bake"), options=("--strict",)),
+)  # fmt: skip

@@ -1,0 +1,125 @@
+"""Faults injected at system calls: a share of them, spread over every call of every job.
+
+``python -m tests.reliability faults`` runs all.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+from pathlib import Path
+
+import pytest
+
+from reliability.injection import (
+    ERRORS,
+    JOBS,
+    JOBS_BY_NAME,
+    Job,
+    Struck,
+    large,
+    strike_errors,
+    strike_kills,
+    strike_signals,
+    strike_truncations,
+)
+from reliability.lab import OK, OUTPUT, Server, Setting, Snapshot
+from reliability.tensors import companions
+
+
+@pytest.fixture(autouse=True)
+def _can_inject(server: Server) -> None:
+    assert server.injects, "faults are injected by a library that needs a C compiler on Linux"
+
+
+@pytest.fixture(params=JOBS, ids=lambda job: job.name)
+def struck(request: pytest.FixtureRequest, server: Server, tmp_path: Path) -> Struck:
+    job: Job = request.param
+    return Struck(server, job, tmp_path)
+
+
+def test_error_at_every_call(struck: Struck) -> None:
+    """Calls that are no reads, with each of the errors in turn."""
+    points = struck.some(struck.points(reading=False), 2)
+    ended = list(strike_errors(struck, [(nth, ERRORS[n % len(ERRORS)]) for n, nth in enumerate(points)]))
+    assert any(one.code == OUTPUT for one in ended)
+
+
+def test_read_error(struck: Struck) -> None:
+    list(strike_errors(struck, [(nth, errno.EIO) for nth in struck.some(struck.points(reading=True), 4)]))
+
+
+def test_kill_at_every_call(struck: Struck) -> None:
+    list(strike_kills(struck, struck.some(struck.points(reading=False), 4)))
+
+
+def test_interrupt_at_every_call(struck: Struck) -> None:
+    """Reading, computing, writing, publishing."""
+    list(strike_signals(struck, struck.some(range(1, len(struck.calls) + 1), 6), signal.SIGINT))
+
+
+def test_source_cut_short(struck: Struck) -> None:
+    reads = [n for n in struck.points(reading=True) if struck.calls[n - 1] == "read"]
+    list(strike_truncations(struck, struck.some(reads, 4)))
+
+
+@pytest.mark.parametrize("name", ["merge", "new-file"])
+def test_order_of_calls(name: str, server: Server, tmp_path: Path) -> None:
+    """Data before the name, and the name before the end."""
+    calls = Struck(server, JOBS_BY_NAME[name], tmp_path).calls
+    last_write = max(n for n, call in enumerate(calls) if call == "write")
+    assert calls.index("fallocate") < calls.index("write")
+    assert last_write < calls.index("fsync") < calls.index("rename") < calls.index("fsync a folder")
+
+
+def test_kill_at_random_times(server: Server, tmp_path: Path) -> None:
+    kills_of_a_large_write(server, tmp_path, megabytes=64, count=6)
+
+
+def kills_of_a_large_write(server: Server, folder: Path, *, megabytes: int, count: int) -> int:
+    """SIGKILL spread over the time of a large write; how many left a temporary file."""
+    large(folder, megabytes)
+    out = folder / "out.safetensors"
+    argv = ("bake", "large.safetensors", "thin.safetensors", "--force", "-o", out.name)
+    out.write_bytes(b"old")
+    ended = server.run(folder, argv)
+    assert ended.code == OK, ended.text
+    new = Snapshot.of(folder).entries[out.name][-1]
+    litter = 0
+    for step in range(count):
+        out.write_bytes(b"old")
+        old = Snapshot.of(folder).entries[out.name][-1]
+        delay = ended.seconds * (step + 0.5) / count
+        server.run(folder, argv, Setting(kill_after=delay))
+        after = Snapshot.of(folder)
+        assert after.entries[out.name][-1] in (old, new)
+        left = [name for name in after.entries if name.startswith(".lycotool-")]
+        litter += bool(left)
+        for name in left:
+            (folder / name).unlink()
+    return litter
+
+
+@pytest.mark.parametrize("rounds", [3])
+def test_writers_of_one_output(rounds: int, server: Server, tmp_path: Path) -> None:
+    writers_of_one_output(server, tmp_path, rounds)
+
+
+def writers_of_one_output(server: Server, folder: Path, rounds: int) -> None:
+    """Four processes write different files under one name: one of them is there, whole."""
+    companions(folder)
+    wanted = []
+    for strength in range(1, 5):
+        solo = server.run(
+            folder, ("merge", "good.safetensors", f"good.safetensors:{strength}", "-o", "solo.safetensors")
+        )
+        assert solo.code == OK, solo.text
+        wanted.append((folder / "solo.safetensors").read_bytes())
+        (folder / "solo.safetensors").unlink()
+    argv = ("merge", "good.safetensors", "good.safetensors:{copy}", "--force", "-o", "out.safetensors")
+    for _ in range(rounds):
+        ended = server.run(folder, argv, Setting(copies=4))
+        assert set(ended.codes) <= {OK, OUTPUT}, ended.text
+        assert b"Traceback" not in ended.stderr
+        assert (folder / "out.safetensors").read_bytes() in wanted
+        assert not [path.name for path in folder.iterdir() if path.name.startswith(".lycotool-")]

@@ -1,0 +1,41 @@
+"""A short share of the fuzzing: ``python -m tests.reliability fuzz`` runs as much as one likes."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lycotool.cli._text import clean
+from reliability.fuzz import Targets, execute
+
+NAMES = ("header", "dialects", "terminal", "report", "index", "dataset", "recipe", "configuration")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_but_errors_on_purpose(name: str, tmp_path: Path) -> None:
+    finds: list[str] = []
+    count = {"report": 300, "dialects": 1500, "header": 1500, "terminal": 2000}.get(name, 400)
+    tally = execute(Targets(tmp_path).all()[name], [f"ci-{n}" for n in range(count)], finds)
+    assert not finds, "\n".join(finds[:10])
+    assert tally.executions == count
+    assert name in ("terminal", "dialects") or tally.refused > count // 50
+    assert tally.accepted > count // 50
+
+
+def test_every_target_has_its_share(tmp_path: Path) -> None:
+    assert set(Targets(tmp_path).all()) == set(NAMES)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(st.characters()))
+def test_text_is_harmless_and_told_apart(text: str) -> None:
+    """No control, format or separator character; and plain text is as it was."""
+    shown = clean(text)
+    found = {unicodedata.category(character) for character in shown}
+    assert not found & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    if text.isascii() and text.isprintable():
+        assert shown == text
