@@ -245,5 +245,8 @@ def _checkpoint(base: BaseModel, lrs: Mapping[str, float]) -> None:
     base.unet.enable_gradient_checkpointing()
     for number, encoder in enumerate(base.text_encoders, 1):
         if f"te{number}" in lrs:
-            encoder.gradient_checkpointing_enable()
+            if hasattr(encoder, "activation_checkpointing_enable"):  # since transformers 5.24
+                encoder.activation_checkpointing_enable()
+            else:
+                encoder.gradient_checkpointing_enable()
             encoder.train()

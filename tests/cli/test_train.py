@@ -63,6 +63,17 @@ def test_main_job(in_folder: Path) -> None:
     assert "83 modules" in result.stderr
 
 
+def test_checkpointing_changes_nothing_but_memory() -> None:
+    """Text encoders are checkpointed too where they are trained; what is recomputed is the same."""
+    for name, options in {"a": (), "b": ("--gradient-checkpointing",)}.items():
+        succeed(
+            "train", base_file("sd1"), "images", *SMALL, "--steps", 2, "-o", f"{name}.safetensors", *options
+        )
+    plain, checkpointed = read(Path("a.safetensors")), read(Path("b.safetensors"))
+    assert plain.keys() == checkpointed.keys()
+    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
+
+
 def test_dry_run_plans_and_writes_nothing(in_folder: Path) -> None:
     result = succeed("train", base_file("sd1"), "images", *SMALL, "--dry-run", "--algo", "loha", "--json")
     plan = json.loads(result.stdout)["plan"]
