@@ -164,8 +164,11 @@ def _subset(
 ) -> _Subset | None:
     paths: dict[str, Path | None] = dict.fromkeys(_PLACES)
     for key in _PLACES:
-        if isinstance(table.get(key), str):
-            paths[key] = _located(table[key], reader.path)
+        if isinstance(table.get(key), str) and "\0" not in table[key]:
+            try:
+                paths[key] = _located(table[key], reader.path)
+            except OSError as error:  # a name too long
+                reader.faults.append(f"{place} {key}: {str(error.strerror).lower()}")
         elif key in table:
             reader.faults.append(f"{place} {key}: found {table[key]!r}, expected a path")
     if "image_dir" not in table and "metadata_file" not in table:

@@ -136,6 +136,14 @@ def note_foreign_files(folder: Path, findings: Findings) -> None:
     findings.warn(("file", "files"), names, f" in {folder} cannot be read as images")
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; none has a name too long or too odd to ask for."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 @dataclass
 class _Captions:
     """Reads caption files, and remembers what is worth a warning."""
@@ -156,7 +164,7 @@ class _Captions:
         BadInputError
             If the file cannot be read, or is not UTF-8.
         """
-        files = [path for path in (image.with_suffix(suffix) for suffix in self.suffixes) if path.is_file()]
+        files = [path for path in (image.with_suffix(suffix) for suffix in self.suffixes) if _is_file(path)]
         if not files:
             return None
         texts = [_text(path) for path in files]

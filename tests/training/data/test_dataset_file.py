@@ -301,3 +301,18 @@ def test_a_regularisation_folder_beside_a_file(folder):
     text = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "cats"'
     with pytest.raises(UsageError, match="`reg_data_dir` has no effect beside a dataset file"):
         read(folder, text, reg_data_dir=str(folder / "dogs"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\\u0000b"], ids=["too long", "with a NUL"])
+def test_a_path_no_system_takes_is_a_fault_of_its_key(folder, name):
+    with pytest.raises(UsageError) as error:
+        read(folder, f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "{name}"\n')
+    assert "image_dir" in str(error.value.details)
+
+
+def test_an_extension_no_system_takes_finds_no_captions(folder):
+    with pytest.raises(BadInputError, match="caption"):
+        read(
+            folder,
+            f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "cats"\ncaption_extension = ".{"x" * 300}"\n',
+        )
