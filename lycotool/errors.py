@@ -118,6 +118,41 @@ class CheckError(LycotoolError):
     exit_code = 10
 
 
+class PeerFailedError(BaseException):
+    """Another process of the same job failed, and says why; this one ends without a word.
+
+    Not an :class:`Exception`: nothing handles it but what ends the process.
+    """
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"another process of the run failed with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+INTERNAL, INTERRUPTED = 1, 130
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a process that ends by ``error``."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if is_out_of_memory(error):
+        return ResourceError.exit_code
+    return int(getattr(error, "exit_code", INTERNAL))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is any of the forms in which memory runs out."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (
+            isinstance(error, RuntimeError)
+            and any(word in str(error) for word in ("allocate memory", "start new thread"))
+        )
+    )
+
+
 def listed(names: Sequence[str], limit: int = 20) -> list[str]:
     """At most ``limit`` names, and a last line that counts the rest."""
     if len(names) <= limit:

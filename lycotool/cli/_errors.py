@@ -15,21 +15,24 @@ import typer
 
 from lycotool.cli._text import clean
 from lycotool.errors import (
+    INTERNAL,
     BadInputError,
     CheckError,
     IncompatibleError,
     LycotoolError,
     NumericError,
     OutputError,
+    PeerFailedError,
     RefusedError,
     ResourceError,
     UnsafeError,
+    exit_code_of,
+    is_out_of_memory,
 )
 
 P = ParamSpec("P")
 
-INTERNAL, RESOURCE, OUTPUT, INTERRUPTED, TERMINATED = 1, 8, 7, 130, 143
-
+TERMINATED = 143
 
 #: What helps with most errors of a class, for those that say nothing better themselves.
 HINTS: Mapping[type[LycotoolError], str] = {
@@ -46,6 +49,8 @@ HINTS: Mapping[type[LycotoolError], str] = {
 
 class _Terminated(BaseException):
     """SIGTERM, so that clean-up runs as for Ctrl-C."""
+
+    exit_code = TERMINATED
 
 
 def reported(command: Callable[P, None]) -> Callable[P, None]:
@@ -67,9 +72,10 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
         except (KeyboardInterrupt, _Terminated) as stop:
-            code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
             _say("interrupted", as_json=as_json)
-            raise typer.Exit(code) from None
+            raise typer.Exit(exit_code_of(stop)) from None
+        except PeerFailedError as end:
+            raise typer.Exit(end.exit_code) from None
         except LycotoolError as error:
             _debug()
             _report(error, _hint(error, command.__name__), as_json=as_json)
@@ -96,15 +102,8 @@ def _debug() -> None:
 
 def _unexpected(error: Exception) -> tuple[int, str]:
     """Memory exhaustion, in its several forms; anything else is a bug of ours."""
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (
-            isinstance(error, RuntimeError)
-            and any(word in str(error) for word in ("allocate memory", "start new thread"))
-        )
-    ):
-        return RESOURCE, "out of memory; `--device cpu` needs no GPU memory"
+    if is_out_of_memory(error):
+        return ResourceError.exit_code, "out of memory; `--device cpu` needs no GPU memory"
     return INTERNAL, (
         f"internal error: {type(error).__name__}: {error}. This is a bug in lycotool, please report it"
         " (LYCOTOOL_DEBUG=1 shows where)"
