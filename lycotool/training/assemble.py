@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lycotool.errors import UsageError
@@ -69,11 +69,12 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
         diffusion=diffusion,
         stepper=stepper,
         schedule=schedule,
-        scale=LossScale(enabled=options.compute.precision == "fp16"),
+        scale=LossScale(enabled=options.compute.precision == "fp16", device=base.device),
         recorder=Recorder(base.device, every),
         clip_skip=options.model.clip_skip,
         max_grad_norm=options.optimizer.max_grad_norm,
         scale_weight_norms=options.optimizer.scale_weight_norms,
+        captured=options.compute.cuda_graphs and base.device.type == "cuda",
     )
 
 
@@ -242,11 +243,23 @@ def _cache_folder(options: TrainOptions) -> Path:
 
 
 def _checkpoint(base: BaseModel, lrs: Mapping[str, float]) -> None:
-    base.unet.enable_gradient_checkpointing()
+    """Compute activations again for the gradient.
+
+    Without the state of torch's generator: a step draws nothing from it, and one that is recorded
+    could not save it.
+    """
+    options = {"use_reentrant": False, "preserve_rng_state": False}
+    base.unet.enable_gradient_checkpointing(gradient_checkpointing_func=_again)
     for number, encoder in enumerate(base.text_encoders, 1):
         if f"te{number}" in lrs:
             if hasattr(encoder, "activation_checkpointing_enable"):  # since transformers 5.24
-                encoder.activation_checkpointing_enable()
+                encoder.activation_checkpointing_enable(options)
             else:
-                encoder.gradient_checkpointing_enable()
+                encoder.gradient_checkpointing_enable(options)
             encoder.train()
+
+
+def _again(module: Callable[..., object], *arguments: object) -> object:
+    from torch.utils.checkpoint import checkpoint
+
+    return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lycotool.lazy import torch
@@ -47,12 +47,6 @@ class Draws:
     pyramid: Tensor | None = None
     perturbation: Tensor | None = None
     perturbation_strength: Tensor | None = None
-
-    def to(self, device: torch.device) -> Draws:
-        """The same numbers on a device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: v.to(device, non_blocking=True) for name, v in values.items() if v is not None}
-        return Draws(**moved)
 
 
 def draw(

@@ -16,6 +16,7 @@ from lycotool.training.data.texts import TextCache
 from lycotool.training.data.tokens import Tokenizer
 from lycotool.training.diffusion_options import NoiseOptions
 from lycotool.training.draws import Draws, draw
+from lycotool.training.tree import to_device, with_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ class Inputs:
     latents
         ``(B, C, H, W)``, scaled, float32.
     token_ids
-        Per text encoder, ``(B, windows, 77)``.
+        Per text encoder, ``(B, windows, 77)``; empty where ``text`` is there.
     text
         What frozen text encoders made of them; None where they are trained.
     size_ids
@@ -108,15 +109,17 @@ class InputMaker:
         device = self.base.device
         ids = self.token_ids(captions)
         examples = [self.dataset.examples[sample.example] for sample in batch.samples]
-        return Inputs(
-            latents=latents.to(device) * self.base.latent_scale,
-            draws=draws.to(device),
-            token_ids=ids,
-            text=self.text(ids),
-            size_ids=size_ids.to(device),
-            weights=torch.tensor([example.loss_weight for example in examples], device=device),
+        text = self.text(ids)
+        inputs = Inputs(
+            latents=latents * self.base.latent_scale,
+            draws=draws,
+            token_ids=ids if text is None else [],
+            text=text,
+            size_ids=size_ids,
+            weights=torch.tensor([example.loss_weight for example in examples]),
             files=tuple(example.path.name for example in examples),
         )
+        return with_tensors(inputs, lambda tensor: to_device(tensor, device))
 
     def token_ids(self, captions: Sequence[str]) -> list[Tensor]:
         """Per text encoder, ``(B, windows, 77)``."""
@@ -130,7 +133,7 @@ class InputMaker:
         if self.texts is None:
             return None
         found = self.texts.get(ids)
-        return Conditioning(found.hidden, found.pooled).to(device=self.base.device)
+        return Conditioning(found.hidden, found.pooled)
 
 
 def conditioning_of(base: BaseModel, inputs: Inputs, clip_skip: int | None) -> Conditioning:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from lycotool.errors import NumericError
-from lycotool.lazy import torch
 from lycotool.training.bases.model import BaseModel
 from lycotool.training.bases.predict import predict
 from lycotool.training.diagnosis import first_non_finite
@@ -26,6 +25,7 @@ from lycotool.training.optimizers.stepper import Stepper
 from lycotool.training.plan import Plan, StepPlan
 from lycotool.training.recorder import Recorder
 from lycotool.training.schedules import Schedule
+from lycotool.training.step import Steps
 from lycotool.training.stopping import held_back
 
 if TYPE_CHECKING:
@@ -34,7 +34,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Everything the loop works with; nothing of it is replaced while it runs."""
+    """Everything the loop works with; nothing of it is replaced while it runs.
+
+    Attributes
+    ----------
+    captured
+        Whether batches of one shape are recorded as a CUDA graph.
+    """
 
     base: BaseModel
     network: Network
@@ -48,6 +54,7 @@ class Run:
     clip_skip: int | None
     max_grad_norm: float
     scale_weight_norms: float | None
+    captured: bool = False
 
     def losses(self, inputs: Inputs) -> Tensor:
         """The weighted loss of every sample, ``(B,)``."""
@@ -94,12 +101,13 @@ def train(run: Run, events: Events, observer: Observer, *, first_step: int = 0) 
         After Ctrl-C, when the step was complete and ``events`` has saved.
     """
     observer.begin(first_step, run.plan.steps)
+    steps = Steps(run, observer.warning)
     with held_back() as stop:
         if first_step == 0:
             events.before()
         for step in range(first_step, run.plan.steps):
             planned = run.plan.at(step)
-            loss, norm = _step(run, planned)
+            loss, norm = steps.take(planned)
             run.recorder.add(
                 step=step, epoch=planned.epoch, loss=loss, norm=norm, lr=run.lrs(step), images=planned.samples
             )
@@ -113,27 +121,6 @@ def train(run: Run, events: Events, observer: Observer, *, first_step: int = 0) 
                 break
             if events.is_due(planned):
                 events.after(planned)
-
-
-def _step(run: Run, planned: StepPlan) -> tuple[Tensor, Tensor]:
-    """One optimizer step. Gives its loss and the gradients' norm, on the device."""
-    run.stepper.zero_grad()
-    loss = torch.zeros((), device=run.base.device)
-    run.network.draw(planned.step)
-    first = 0
-    for batch in planned.batches:
-        inputs = run.inputs.make(batch, step=planned.step, first=first)
-        share = run.losses(inputs).sum() / planned.samples
-        torch.autograd.backward(run.scale.scaled(share))
-        loss += share.detach()
-        first += len(batch.samples)
-    norm, allowed = run.scale.unscale(run.stepper)
-    if allowed:
-        run.stepper.clip(norm, run.max_grad_norm)
-        run.stepper.step([run.schedule.factor(planned.step, group.lr) for group in run.stepper.groups])
-        if run.scale_weight_norms is not None:
-            run.network.max_norm(run.scale_weight_norms)
-    return loss, norm
 
 
 def _check(run: Run, record: StepRecord) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lycotool.lazy import torch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,14 +25,15 @@ class LossScale:
     the factor is 1 and nothing waits for the device.
     """
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, *, enabled: bool, device: torch.device | str = "cpu") -> None:
         self.enabled = enabled
-        self.factor = _START if enabled else 1.0
+        self._factor = torch.tensor(_START if enabled else 1.0, device=device)
+        self.factor = float(self._factor)
         self._clean = 0
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss to differentiate."""
-        return loss * self.factor if self.enabled else loss
+        """The loss to differentiate. Reads the factor from memory that stays, for a recorded step."""
+        return loss * self._factor if self.enabled else loss
 
     def unscale(self, stepper: Stepper) -> tuple[Tensor, bool]:
         """Divide the gradients again. Gives their norm, and whether the step may be taken."""
@@ -42,10 +45,14 @@ class LossScale:
         if bool(norm.isfinite()):
             self._clean += 1
             if self._clean >= _INTERVAL:
-                self.factor, self._clean = self.factor * _GROWTH, 0
+                self._set(self.factor * _GROWTH)
             return norm, True
-        self.factor, self._clean = self.factor * _BACKOFF, 0
+        self._set(self.factor * _BACKOFF)
         return norm, False
+
+    def _set(self, factor: float, clean: int = 0) -> None:
+        self.factor, self._clean = factor, clean
+        self._factor.fill_(factor)
 
     def state(self) -> dict[str, float]:
         """What a resumed run goes on with."""
@@ -53,4 +60,4 @@ class LossScale:
 
     def load_state(self, state: dict[str, float]) -> None:
         """Take up what :meth:`state` gave."""
-        self.factor, self._clean = state["factor"], int(state["clean"])
+        self._set(state["factor"], int(state["clean"]))

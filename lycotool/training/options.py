@@ -213,6 +213,11 @@ class ComputeOptions:
         "Compute activations again for the gradient: less memory, more time.",
         kohya="gradient_checkpointing",
     )
+    cuda_graphs: bool = option(
+        True,
+        _COMPUTE,
+        "Record a step on a GPU once for each shape of a batch, and replay it: much faster.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
