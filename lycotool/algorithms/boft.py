@@ -17,13 +17,16 @@ from lycotool.algorithms.oft import (
     bound_of,
     cost,
     dims,
+    gain_of,
     orthogonal_rule,
-    rescaled_delta,
     start_rotations,
+    with_gain,
 )
+from lycotool.algorithms.rows import rows_of
 from lycotool.algorithms.training import (
     Arguments,
     CannotTrainError,
+    Operands,
     Start,
     Structured,
     Training,
@@ -57,18 +60,30 @@ BUTTERFLY = Layout(
 )
 
 
+def operands(module: Bound) -> Operands:
+    """``R_i - I`` by stages and blocks, and the gain of the rows."""
+    turns = cayley_minus_identity(module["oft_blocks"], bound_of(module, rows_of(module)))
+    return {"turns": turns, **gain_of(module)}
+
+
+def change_of_rows(operands: Operands, rows: Tensor) -> Tensor:
+    """``rescale ∘ R_m … R_1 rows - rows``."""
+    change: Tensor | None = None  # R_i … R_1 rows - rows, which keeps the digits of small turns
+    for stage, turn in enumerate(operands["turns"]):
+        block = turn.shape[-1]
+        turned = rows if change is None else rows + change
+        step = from_butterfly(rotate_blocks(turn, to_butterfly(turned, block, stage)), block, stage)
+        change = step if change is None else change + step
+    if change is None:
+        raise ValueError("a butterfly has stages")
+    return with_gain(operands, change, rows)
+
+
 def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     """``rescale ∘ R_m … R_1 W - W``."""
     if base is None:
         raise ValueError("boft needs the base weight")
-    turns = cayley_minus_identity(module["oft_blocks"], bound_of(module, shape[0]))
-    rows = base.flatten(1)
-    change = rows.new_zeros(rows.shape)  # R_i … R_1 W - W, which keeps the digits of small turns
-    for stage, turn in enumerate(turns):
-        block = turn.shape[-1]
-        step = rotate_blocks(turn, to_butterfly(rows + change, block, stage))
-        change = change + from_butterfly(step, block, stage)
-    return rescaled_delta(module, change.reshape(shape), base)
+    return change_of_rows(operands(module), base.flatten(1)).reshape(shape)
 
 
 def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:
@@ -102,7 +117,7 @@ BOFT = Algorithm(
         layouts=(BUTTERFLY,),
         optional=frozenset({"rescale"}),
         learning_rate=2e-4,
-        structured=Structured(output=on_rows(delta), cost=cost),
+        structured=Structured(operands=operands, output=on_rows(change_of_rows), cost=cost),
         shrinking="parameters",
     ),
 )

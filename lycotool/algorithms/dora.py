@@ -10,7 +10,7 @@ by name: ``lycoris`` is ``V·(s·(m/‖V‖ - 1) + 1) - W``, where the strength 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from lycotool.algorithms.base import MismatchError, Rule, Shape, Slot
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lycotool.algorithms.layer import TrainableLayer
-    from lycotool.algorithms.training import BaseFn
     from lycotool.linalg.low_rank import LowRank
 
 Axis = Literal["out", "in"]
@@ -137,48 +136,53 @@ def initial(squares: Tensor, axis: Axis, shape: Shape) -> Tensor:
     return squares.sqrt().reshape(size)
 
 
-def squared_norms_of_sum(weight: Tensor, squares: Tensor, low: LowRank, axis: Axis) -> Tensor:
-    """``‖W + up @ down‖²`` along ``axis`` from ``squares = ‖W‖²``, without the sum.
+def product_with_base(weight: Tensor, low: LowRank, axis: Axis) -> Tensor:
+    """``W @ downᵀ`` or ``upᵀ @ W``, in the factors' dtype: all of W that the norms of a sum need.
 
-    ``‖W‖² + 2 Σ W ∘ (up @ down) + ‖up @ down‖²``; the two inner products reduce to products
-    with one factor. Products with W are done in its dtype.
+    The product is done in W's dtype.
     """
-    up, down = low.up, low.folded().down  # (o, r), (r, i·k)
     flat = weight.flatten(1)
     if axis == "out":
-        cross = ((flat @ down.T.to(flat.dtype)).to(up.dtype) * up).sum(1)
-        own = (up @ (down @ down.T) * up).sum(1)
-        return squares + 2 * cross + own
-    cross = ((up.T.to(flat.dtype) @ flat).to(up.dtype) * down).sum(0)
-    own = ((up.T @ up) @ down * down).sum(0)
-    return squares + torch.unflatten(2 * cross + own, 0, (weight.shape[1], -1)).sum(1)
+        return (flat @ low.folded().down.T.to(flat.dtype)).to(low.up.dtype)
+    return (low.up.T.to(flat.dtype) @ flat).to(low.up.dtype)
 
 
-def output(
-    magnitude: Tensor,
-    axis: Axis,
-    low: LowRank,
-    layer: TrainableLayer,
-    x: Tensor,
-    base: BaseFn,
-    *,
-    weight: Tensor,
-    squares: Tensor,
-) -> Tensor:
-    """``op(x, m · V / ‖V‖)`` for ``V = W + up @ down``, without V.
+def squared_norms_of_sum(squares: Tensor, low: LowRank, product: Tensor, axis: Axis) -> Tensor:
+    """``‖W + up @ down‖²`` along ``axis``, without the sum.
+
+    ``‖W‖² + 2 Σ W ∘ (up @ down) + ‖up @ down‖²``; the two inner products reduce to products
+    with one factor.
 
     Parameters
     ----------
-    base
-        ``x -> op(x, W)``.
     squares
-        ``squared_norms(weight, axis)``.
+        :func:`squared_norms` of W.
+    product
+        :func:`product_with_base`.
     """
-    norms = squared_norms_of_sum(weight, squares, low, axis)
-    gain = magnitude.flatten() / norms.clamp_min(torch.finfo(norms.dtype).tiny).sqrt()
+    up, down = low.up, low.folded().down  # (o, r), (r, i·k)
+    if axis == "out":
+        own = (up @ (down @ down.T) * up).sum(1)
+        return squares + 2 * (product * up).sum(1) + own
+    own = ((up.T @ up) @ down * down).sum(0)
+    change = 2 * (product * down).sum(0) + own
+    return squares + torch.unflatten(change, 0, (squares.shape[0], -1)).sum(1)
+
+
+def gain(magnitude: Tensor, squares: Tensor, low: LowRank, product: Tensor, axis: Axis) -> Tensor:
+    """``m / ‖W + up @ down‖ - 1``, a vector; parameters as in :func:`squared_norms_of_sum`.
+
+    Less 1, because that keeps the digits that half precision has no room for.
+    """
+    norms = squared_norms_of_sum(squares, low, product, axis)
+    return magnitude.flatten() / norms.clamp_min(torch.finfo(norms.dtype).tiny).sqrt() - 1
+
+
+def output(
+    gain: Tensor, axis: Axis, layer: TrainableLayer, x: Tensor, direction: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``op(x, m · V / ‖V‖)`` from ``direction(x) = op(x, V)`` and :func:`gain`."""
     if axis == "in":
-        x = x + layer.channels(gain - 1, x) * x
-        return base(x) + layer.low_rank(x, low)
-    direction = base(x) + layer.low_rank(x, low)
-    # gain - 1 keeps the digits that the gain itself loses in half precision.
-    return direction + layer.channels(gain - 1, direction) * direction
+        return direction(x + layer.channels(gain, x) * x)
+    y = direction(x)
+    return y + layer.channels(gain, y) * y

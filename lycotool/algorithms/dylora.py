@@ -22,8 +22,8 @@ from lycotool.algorithms.training import (
     Arguments,
     CannotTrainError,
     Start,
-    Structured,
     Training,
+    low_rank_form,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ DYLORA = replace(
         init=init,
         layouts=(PLAIN,),
         learning_rate=2e-4,
-        structured=Structured(factors=lora.factors, cost=lora.cost),
+        structured=low_rank_form(lora.factors, lora.cost),
         up=frozenset({"lora_up.weight"}),
         rank_axes=(("lora_up.weight", 1),),
         nested_axes=(("lora_up.weight", 1), ("lora_down.weight", 0)),

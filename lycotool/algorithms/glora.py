@@ -31,14 +31,15 @@ from lycotool.algorithms.training import (
     RANK_ARGUMENTS,
     Arguments,
     BaseFn,
+    Operands,
     Start,
     Structured,
     Training,
     kaiming,
+    low_rank_of,
     zeros,
 )
 from lycotool.lazy import torch
-from lycotool.linalg.low_rank import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,12 +158,17 @@ def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator
     return Start(NEW, trained, alpha=arguments.stored_alpha)
 
 
-def output(module: Bound, layer: TrainableLayer, x: Tensor, base: BaseFn) -> Tensor:
-    """``W (x + c · a1 a2 x) + c · b1 b2 x``."""
+def operands(module: Bound) -> Operands:
+    """Both pairs, ``c`` folded into the left ones."""
     left_a, right_a, left_b, right_b = _pairs(module)
     scale = module.dims.scale
-    prompt = layer.pointwise(layer.pointwise(x, right_a), left_a * scale)
-    return base(x + prompt) + layer.low_rank(x, LowRank(left_b * scale, right_b))
+    return {"up": left_b * scale, "down": right_b, "prompt_up": left_a * scale, "prompt_down": right_a}
+
+
+def output(operands: Operands, layer: TrainableLayer, x: Tensor, base: BaseFn) -> Tensor:
+    """``W (x + c · a1 a2 x) + c · b1 b2 x``."""
+    prompt = layer.pointwise(layer.pointwise(x, operands["prompt_down"]), operands["prompt_up"])
+    return base(x + prompt) + layer.low_rank(x, low_rank_of(operands))
 
 
 def cost(sizes: Sizes, layer: TrainableLayer) -> int:
@@ -193,7 +199,7 @@ GLORA = Algorithm(
         init=init,
         layouts=(NEW,),
         learning_rate=2e-4,
-        structured=Structured(output=output, cost=cost),
+        structured=Structured(operands=operands, output=output, cost=cost),
         up=frozenset({"a1.weight", "b1.weight"}),
         rank_axes=(("a1.weight", 1), ("b1.weight", 1)),
         shrinking="linear",

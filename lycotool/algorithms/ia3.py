@@ -25,7 +25,7 @@ from lycotool.algorithms.base import (
 )
 from lycotool.algorithms.full import add_slots
 from lycotool.algorithms.rows import are_equal, modules_of, stack, stack_slots
-from lycotool.algorithms.training import Arguments, BaseFn, Start, Structured, Training, on_rows, zeros
+from lycotool.algorithms.training import Arguments, BaseFn, Operands, Start, Structured, Training, zeros
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
@@ -65,11 +65,17 @@ def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator
     return Start(VECTOR, {"weight": zeros(*shape)}, {"on_input": torch.tensor(int(arguments.train_on_input))})
 
 
-def output(module: Bound, layer: TrainableLayer, x: Tensor, base: BaseFn) -> Tensor:
+def operands(module: Bound) -> Operands:
+    """The vector, by the side that it multiplies."""
+    return {"input" if module.switch("on_input") else "output": module["weight"].flatten()}
+
+
+def output(operands: Operands, layer: TrainableLayer, x: Tensor, base: BaseFn) -> Tensor:
     """``W (x + w ∘ x)``, or ``W x + w ∘ W x``."""
-    if not module.switch("on_input"):
-        return on_rows(delta)(module, layer, x, base)
-    return base(x + layer.channels(module["weight"].flatten(), x) * x)
+    if "input" in operands:
+        return base(x + layer.channels(operands["input"], x) * x)
+    unchanged = base(x)
+    return unchanged + layer.channels(operands["output"], unchanged) * unchanged
 
 
 def concat(parts: list[tuple[Bound, float]]) -> dict[str, Tensor] | None:
@@ -141,7 +147,7 @@ IA3 = Algorithm(
         init=init,
         layouts=(VECTOR,),
         learning_rate=5e-3,
-        structured=Structured(output=output, cost=lambda sizes, layer: layer.out),
+        structured=Structured(operands=operands, output=output, cost=lambda sizes, layer: layer.out),
         shrinking="linear",
     ),
     advice=(

@@ -30,8 +30,8 @@ from lycotool.algorithms.training import (
     LORA_PLUS_ARGUMENTS,
     Arguments,
     Start,
-    Structured,
     Training,
+    low_rank_form,
     normal,
     zeros,
 )
@@ -171,7 +171,7 @@ LOHA = Algorithm(
         init=init,
         layouts=(PLAIN, CP),
         learning_rate=2e-4,
-        structured=Structured(factors=factors, cost=cost),
+        structured=low_rank_form(factors, cost),
         up=frozenset({"hada_w1_a", "hada_w2_a"}),
         rank=8,
     ),

@@ -42,10 +42,13 @@ from lycotool.algorithms.training import (
     FACTOR_ARGUMENTS,
     LORA_PLUS_ARGUMENTS,
     Arguments,
+    Operands,
     Start,
     Structured,
     Training,
     kaiming,
+    low_rank_of,
+    operands_of,
     zeros,
 )
 from lycotool.lazy import torch
@@ -211,14 +214,26 @@ def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator
     return Start(layout, trained, alpha=float(rank) if is_whole else arguments.stored_alpha)
 
 
-def change(module: Bound, layer: TrainableLayer, x: Tensor) -> Tensor:
+def operands(module: Bound) -> Operands:
+    """``c · w1``, and w2 whole or as factors."""
+    second = _second(module)
+    return {
+        "first": _first(module),
+        **({"second": module["lokr_w2"]} if second is None else operands_of(second)),
+    }
+
+
+def change(operands: Operands, layer: TrainableLayer, x: Tensor) -> Tensor:
     """``(w1 ⊗ w2) x``: w2 on each of the ``c`` runs of ``d`` channels, then w1 across the runs."""
-    first, second = _first(module).to(x.dtype), _second(module)
+    first = operands["first"].to(x.dtype)
     is_conv = layer.kind == "conv"
     runs = torch.unflatten(x, layer.channel_axis, (first.shape[1], -1))  # (n, c, d, ...) or (..., c, d)
     if is_conv:
         runs = runs.flatten(0, 1)
-    narrow = layer.apply(runs, module["lokr_w2"]) if second is None else layer.low_rank(runs, second)
+    if "second" in operands:
+        narrow = layer.apply(runs, operands["second"])
+    else:
+        narrow = layer.low_rank(runs, low_rank_of(operands))
     if is_conv:
         mixed = torch.einsum("ac, ncb... -> nab...", first, torch.unflatten(narrow, 0, (-1, first.shape[1])))
         return mixed.flatten(1, 2)
@@ -273,7 +288,7 @@ LOKR = Algorithm(
         init=init,
         layouts=LAYOUTS,
         learning_rate=2e-4,
-        structured=Structured(change=change, cost=cost),
+        structured=Structured(operands=operands, change=change, cost=cost),
         up=frozenset({"lokr_w1_a", "lokr_w2_a"}),
     ),
     advice=(

@@ -42,9 +42,9 @@ from lycotool.algorithms.training import (
     LORA_PLUS_ARGUMENTS,
     Arguments,
     Start,
-    Structured,
     Training,
     kaiming,
+    low_rank_form,
     zeros,
 )
 from lycotool.lazy import torch
@@ -267,7 +267,7 @@ LORA = Algorithm(
         init=init,
         layouts=(PLAIN, CP),
         learning_rate=2e-4,
-        structured=Structured(factors=factors, cost=cost),
+        structured=low_rank_form(factors, cost),
         up=frozenset({"lora_up.weight"}),
         rank_axes=(("lora_up.weight", 1),),
     ),

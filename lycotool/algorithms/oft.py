@@ -25,7 +25,7 @@ from lycotool.algorithms.base import (
     unknown,
 )
 from lycotool.algorithms.rows import is_permutation, rows_of, take_along, whole_blocks
-from lycotool.algorithms.training import Arguments, Start, Structured, Training, on_rows, zeros
+from lycotool.algorithms.training import Arguments, Operands, Start, Structured, Training, on_rows, zeros
 from lycotool.lazy import torch
 from lycotool.linalg.factorization import factorization
 from lycotool.linalg.rotations import cayley_minus_identity, rotate_blocks
@@ -64,25 +64,39 @@ def bound_of(module: Bound, rows: int) -> float:
     return (module.dims.alpha or 0.0) * rows
 
 
-def rescaled_delta(module: Bound, rotated_minus_base: Tensor, base: Tensor) -> Tensor:
-    """``rescale ∘ W_rotated - W``, from ``W_rotated - W``."""
-    if "rescale" not in module:
-        return rotated_minus_base
-    rescale = module["rescale"].reshape(-1, *[1] * (base.ndim - 1))
-    return (rescale - 1).to(base.dtype) * base + rescale.to(base.dtype) * rotated_minus_base
+def gain_of(module: Bound) -> Operands:
+    """``rescale - 1`` of each row, which keeps the digits that half precision has no room for."""
+    return {"gain": module["rescale"].flatten() - 1} if "rescale" in module else {}
+
+
+def with_gain(operands: Operands, turned: Tensor, rows: Tensor) -> Tensor:
+    """``rescale ∘ R rows - rows``, from ``turned = R rows - rows``."""
+    if "gain" not in operands:
+        return turned
+    gain = operands["gain"].to(rows.dtype).reshape(-1, 1)
+    return turned + gain * (rows + turned)
+
+
+def operands(module: Bound) -> Operands:
+    """``Rᵀ - I`` by blocks, and the gain of the rows."""
+    if "oft_diag" in module:
+        stored = module["oft_diag"]
+        turn = stored - torch.eye(stored.shape[-1], dtype=stored.dtype, device=stored.device)
+    else:
+        turn = cayley_minus_identity(module["oft_blocks"], bound_of(module, rows_of(module)))
+    return {"turn": turn.transpose(-1, -2), **gain_of(module)}
+
+
+def change_of_rows(operands: Operands, rows: Tensor) -> Tensor:
+    """``rescale ∘ Rᵀ rows - rows``."""
+    return with_gain(operands, rotate_blocks(operands["turn"], rows), rows)
 
 
 def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     """``rescale ∘ Rᵀ W - W``."""
     if base is None:
         raise ValueError("diag-oft needs the base weight")
-    if "oft_diag" in module:
-        stored = module["oft_diag"]
-        turn = stored - torch.eye(stored.shape[-1], dtype=stored.dtype, device=stored.device)
-    else:
-        turn = cayley_minus_identity(module["oft_blocks"], bound_of(module, shape[0]))
-    rotated = rotate_blocks(turn.transpose(-1, -2), base.flatten(1)).reshape(shape)
-    return rescaled_delta(module, rotated, base)
+    return change_of_rows(operands(module), base.flatten(1)).reshape(shape)
 
 
 def take_rows(module: Bound, index: Tensor) -> dict[str, Tensor] | None:
@@ -160,7 +174,7 @@ DIAG_OFT = Algorithm(
         layouts=(BLOCKS,),
         optional=frozenset({"rescale"}),
         learning_rate=2e-4,
-        structured=Structured(output=on_rows(delta), cost=cost),
+        structured=Structured(operands=operands, output=on_rows(change_of_rows), cost=cost),
         shrinking="parameters",
     ),
 )

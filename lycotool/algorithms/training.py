@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 
 from lycotool.algorithms.layer import TrainableLayer
 from lycotool.lazy import torch
+from lycotool.linalg.low_rank import LowRank
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lycotool.algorithms.base import Bound, DeltaFn, Layout, Shape, Sizes
+    from lycotool.algorithms.base import Bound, Layout, Shape, Sizes
     from lycotool.algorithms.dora import Axis
-    from lycotool.linalg.low_rank import LowRank
 
 
 class CannotTrainError(ValueError):
@@ -83,35 +83,47 @@ InitFn = Callable[[TrainableLayer, Arguments, "torch.Generator"], Start]
 #: The layer's weight as a function: ``x -> op(x, W)``, without the bias.
 BaseFn = Callable[["Tensor"], "Tensor"]
 
-#: ``(module, layer, x, base) -> op(x, W')``, without the bias.
-OutputFn = Callable[["Bound", TrainableLayer, "Tensor", BaseFn], "Tensor"]
+#: Small tensors made of the slots alone.
+Operands = Mapping[str, "Tensor"]
+
+#: ``(operands, layer, x) -> op(x, ΔW)``.
+ChangeFn = Callable[[Operands, TrainableLayer, "Tensor"], "Tensor"]
+
+#: ``(operands, layer, x, base) -> op(x, W')``, without the bias.
+OutputFn = Callable[[Operands, TrainableLayer, "Tensor", BaseFn], "Tensor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structured:
     """A forward that does not build ΔW, for layers of one group of channels.
 
-    Exactly one of the three functions is there.
+    Of ``change`` and ``output`` one is there, or neither: the operands are then the exact
+    low-rank factors of ΔW, applied in a row (:func:`low_rank_form`), over which DoRA needs no ΔW
+    either.
 
     Parameters
     ----------
-    factors
-        Exact low-rank factors of ΔW: down, core and up are applied in a row. DoRA over these
-        needs no ΔW either.
+    operands
+        What the layer's input meets, from the slots. It reads neither x nor W and works under
+        `torch.func.vmap`: a step makes the operands of all equal layers in one go.
     change
-        ``(module, layer, x) -> op(x, ΔW)``, for a change that is added to the weight.
+        For a change that is added to the weight.
     output
-        ``(module, layer, x, base) -> op(x, W')`` from ``base(x) = op(x, W)``, both without
-        the bias, for one that multiplies the weight.
+        From ``base(x) = op(x, W)``, both without the bias, for a change that multiplies the weight.
     cost
         Multiply-adds for each position of the output, besides those of the base. Applying ΔW
         costs the number of the weight's elements.
     """
 
     cost: Callable[[Sizes, TrainableLayer], int]
-    factors: Callable[[Bound], LowRank | None] | None = None
-    change: Callable[[Bound, TrainableLayer, Tensor], Tensor] | None = None
+    operands: Callable[[Bound], Operands]
+    change: ChangeFn | None = None
     output: OutputFn | None = None
+
+    @property
+    def is_low_rank(self) -> bool:
+        """Whether the operands are factors of ΔW: see :func:`low_rank_of`."""
+        return self.change is None and self.output is None
 
 
 #: How `scale_weight_norms` shrinks a module: every factor of a product by the same ratio, the
@@ -208,15 +220,44 @@ def zeros(*shape: int) -> Tensor:
 # --- structured forms ----------------------------------------------------------------------
 
 
-def on_rows(delta: DeltaFn) -> OutputFn:
+def low_rank_form(
+    factors: Callable[[Bound], LowRank | None], cost: Callable[[Sizes, TrainableLayer], int]
+) -> Structured:
+    """The form of a change with exact low-rank factors."""
+
+    def operands(module: Bound) -> Operands:
+        low = factors(module)
+        if low is None:
+            raise ValueError("the change has a part besides its factors")
+        return operands_of(low)
+
+    return Structured(operands=operands, cost=cost)
+
+
+def operands_of(low: LowRank) -> Operands:
+    """Factors by name."""
+    found = {"up": low.up, "down": low.down}
+    return found if low.core is None else {**found, "core": low.core}
+
+
+def low_rank_of(operands: Operands) -> LowRank:
+    """The inverse of :func:`operands_of`; other operands beside them stay away."""
+    return LowRank(operands["up"], operands["down"], operands.get("core"))
+
+
+def on_rows(change: Callable[[Operands, Tensor], Tensor]) -> OutputFn:
     """``output`` of a change ``ΔW = M W`` that works on the rows of the weight.
 
     ``op(x, M W) = M op(x, W)``: the formula for the weight is the formula for the output.
+
+    Parameters
+    ----------
+    change
+        ``(operands, rows) -> M rows``.
     """
 
-    def output(module: Bound, layer: TrainableLayer, x: Tensor, base: BaseFn) -> Tensor:
+    def output(operands: Operands, layer: TrainableLayer, x: Tensor, base: BaseFn) -> Tensor:
         unchanged = base(x)
-        rows = layer.rows(unchanged)
-        return unchanged + layer.from_rows(delta(module, tuple(rows.shape), rows), unchanged)
+        return unchanged + layer.from_rows(change(operands, layer.rows(unchanged)), unchanged)
 
     return output

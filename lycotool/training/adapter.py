@@ -22,15 +22,19 @@ from lycotool.algorithms import dora
 from lycotool.algorithms.base import DEFAULT_READING, Bound
 from lycotool.algorithms.detection import Detected, bias_change, weight_change
 from lycotool.algorithms.layer import TrainableLayer
-from lycotool.algorithms.training import Arguments, Start, Structured, Training
+from lycotool.algorithms.training import Arguments, Operands, Start, Structured, Training, low_rank_of
 from lycotool.errors import IncompatibleError
 from lycotool.training.fused import product_with_sum
+from lycotool.training.low_rank import product_with_low_rank
 from lycotool.training.masks import MaskSpec, element_mask
 
 if TYPE_CHECKING:
     from lycotool.algorithms.base import Algorithm, Shape
 
 Forward = Literal["auto", "structured", "fused"]
+
+#: The name of the trained factor on ΔW, beside the slots.
+SCALAR = "scalar"
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -158,8 +162,9 @@ class AdapterLayer(nn.Module):
             self.register_parameter(_attribute(slot), nn.Parameter(value))
         self.scalar = nn.Parameter(value.new_zeros(())) if arguments.use_scalar else None
         self.fixed = dict(start.fixed)
-        self._switches = {slot: bool(tensor.item()) for slot, tensor in self.fixed.items()}
+        self.switches = {slot: bool(tensor.item()) for slot, tensor in self.fixed.items()}
         self.structured = self._choose(forward)
+        self.prepared: Operands | None = None  # what a step made beforehand
         self.masks: Mapping[str, Tensor] = {}
         self.mask_specs = tuple(self._mask_specs())
         self.seed: Tensor | None = None  # of the step's element dropout
@@ -177,6 +182,13 @@ class AdapterLayer(nn.Module):
         """W, which is not trained."""
         return cast("Tensor", self.original.weight).detach()
 
+    @property
+    def squares(self) -> Tensor:
+        """‖W‖² along DoRA's axis."""
+        if self._squares is None:
+            raise TypeError(f"{self.detected.label} keeps no norms")
+        return self._squares
+
     def parameter(self, slot: str) -> nn.Parameter:
         """The trained tensor of a slot."""
         return self.get_parameter(_attribute(slot))
@@ -186,19 +198,26 @@ class AdapterLayer(nn.Module):
         for slot in self._slots:
             yield slot, self.parameter(slot)
         if self.scalar is not None:
-            yield "scalar", self.scalar
+            yield SCALAR, self.scalar
 
     def slots(self) -> dict[str, Tensor]:
         """What a file stores besides alpha: trained slots with the scalar folded in, and fixed ones."""
         return {**self._folded(), **self.fixed}
 
-    def _folded(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {slot: self.parameter(slot) for slot in self._slots}
-        if self.scalar is not None:
+    def _folded(self, trained: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The trained slots, the scalar folded in."""
+        tensors: dict[str, Tensor] = dict(self.trained() if trained is None else trained)
+        scalar = tensors.pop(SCALAR, None)
+        if scalar is not None:
             for slot in self.detected.layout.linear_in:
                 if slot in tensors:
-                    tensors[slot] = tensors[slot] * self.scalar
+                    tensors[slot] = tensors[slot] * scalar
         return tensors
+
+    def _bound(self, tensors: Mapping[str, Tensor]) -> Bound:
+        return Bound(
+            tensors, self.detected.layout, self.detected.sizes, self.dims, DEFAULT_READING, self.switches
+        )
 
     def module(self) -> Bound:
         """The module as a formula gets it, with the step's masks while training."""
@@ -213,10 +232,7 @@ class AdapterLayer(nn.Module):
             for slot, axis in self.training_of.rank_axes:
                 if f"rank {slot}" in self.masks:
                     tensors[slot] = tensors[slot] * _along(self.masks[f"rank {slot}"], axis, tensors[slot])
-        tensors |= self.fixed
-        return Bound(
-            tensors, self.detected.layout, self.detected.sizes, self.dims, DEFAULT_READING, self._switches
-        )
+        return self._bound(tensors | self.fixed)
 
     def weight_change(self, module: Bound | None = None) -> Tensor:
         """ΔW by the registry's formula, in the parameters' dtype."""
@@ -235,55 +251,79 @@ class AdapterLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``op(x, W') + b'``."""
-        module = self.module()
         structured = self.structured
-        is_dropped = self.training and bool(self.masks.keys() & {"rows", "module"} or self.dropouts.elements)
+        if self.training and bool(self.masks.keys() & {"rows", "module"} or self.dropouts.elements):
+            return cast("Tensor", self._original_forward(x)) + self._drop(self.change(x))
         bias = cast("Tensor | None", self.original.bias)
-        if structured is None and not is_dropped:
+        if structured is None:
+            module = self.module()
             y = product_with_sum(self.layer, x, self.base_weight, self.weight_change(module), bias)
             added = bias_change(self.detected, module, strength=1.0)
             return y if added is None else y + self.layer.channels(added, y)
-        if structured is not None and not is_dropped:
-            multiplied = self._output(structured, module, x)
-            if multiplied is not None:
-                return multiplied if bias is None else multiplied + self.layer.channels(bias, multiplied)
-        change = self.change(x, module)
-        return cast("Tensor", self._original_forward(x)) + (self._drop(change) if is_dropped else change)
+        operands = self.operands()
+        if structured.is_low_rank and "gain" not in operands:
+            return product_with_low_rank(self.layer, x, self.base_weight, low_rank_of(operands), bias)
+        output = self._output(structured, operands, x)
+        if output is None:
+            return cast("Tensor", self._original_forward(x)) + self._change(structured, operands, x)
+        return output if bias is None else output + self.layer.channels(bias, output)
+
+    def operands(self) -> Operands:
+        """What the structured form computes with: those a step made for all layers, or made now."""
+        return self._own_operands(self.module()) if self.prepared is None else self.prepared
+
+    def operands_of(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The operands from values of :meth:`trained`, without DoRA's gain."""
+        return self._operands(self._bound(self._folded(trained) | self.fixed))
+
+    def _operands(self, module: Bound) -> dict[str, Tensor]:
+        if self.structured is None:
+            raise RuntimeError(f"{self.detected.label} has no structured form")
+        return dict(self.structured.operands(module))
+
+    def _own_operands(self, module: Bound) -> Operands:
+        """The operands; with DoRA's gain beside its factors."""
+        operands = self._operands(module)
+        slot, axis = self.detected.dora_slot, self.detected.dora_axis
+        if slot is None or axis is None:
+            return operands
+        low = low_rank_of(operands)
+        product = dora.product_with_base(self.base_weight, low, axis)
+        return {**operands, "gain": dora.gain(module[slot], self.squares, low, product, axis)}
 
     def _base(self, x: Tensor) -> Tensor:
         return self.layer.apply(x, self.base_weight)
 
-    def _output(self, structured: Structured, module: Bound, x: Tensor) -> Tensor | None:
+    def _output(self, structured: Structured, operands: Operands, x: Tensor) -> Tensor | None:
         """``op(x, W')`` where that is not a sum; None where it is."""
         if structured.output is not None:
-            return structured.output(module, self.layer, x, self._base)
-        slot, axis = self.detected.dora_slot, self.detected.dora_axis
-        if slot is None or axis is None or structured.factors is None or self._squares is None:
+            return structured.output(operands, self.layer, x, self._base)
+        axis = self.detected.dora_axis
+        if axis is None:
             return None
-        low = structured.factors(module)
-        if low is None:
-            return None
-        weight = self.base_weight
-        return dora.output(
-            module[slot], axis, low, self.layer, x, self._base, weight=weight, squares=self._squares
-        )
+        low = low_rank_of(operands)
 
-    def change(self, x: Tensor, module: Bound | None = None) -> Tensor:
+        def direction(x: Tensor) -> Tensor:
+            return product_with_low_rank(self.layer, x, self.base_weight, low, None)
+
+        return dora.output(operands["gain"], axis, self.layer, x, direction)
+
+    def _change(self, structured: Structured, operands: Operands, x: Tensor) -> Tensor:
+        if structured.change is not None:
+            return structured.change(operands, self.layer, x)
+        return self.layer.low_rank(x, low_rank_of(operands))
+
+    def change(self, x: Tensor) -> Tensor:
         """``op(x, ΔW)``, and the change of the bias."""
-        module = self.module() if module is None else module
-        structured = self.structured
-        if structured is None:
+        if self.structured is None:
+            module = self.module()
             bias = bias_change(self.detected, module, strength=1.0)
             return self.layer.apply(x, self.weight_change(module), bias)
-        multiplied = self._output(structured, module, x)
-        if multiplied is not None:
-            return multiplied - self._base(x)
-        if structured.change is not None:
-            return structured.change(module, self.layer, x)
-        low = None if structured.factors is None else structured.factors(module)
-        if low is None:
-            raise RuntimeError(f"{self.detected.label} has no structured form")
-        return self.layer.low_rank(x, low)
+        operands = self.operands()
+        multiplied = self._output(self.structured, operands, x)
+        return (
+            self._change(self.structured, operands, x) if multiplied is None else multiplied - self._base(x)
+        )
 
     def _drop(self, change: Tensor) -> Tensor:
         if "rows" in self.masks and self.detected.dora_slot is None:
@@ -310,7 +350,7 @@ class AdapterLayer(nn.Module):
             return None
         if self.detected.dora_slot is not None:
             drops_rows = bool(self.dropouts.ranks) and not self.training_of.rank_axes
-            if structured.factors is None or drops_rows:
+            if not structured.is_low_rank or drops_rows:
                 return None
         if forward == "structured":
             return structured

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from lycotool.training.adapter import AdapterLayer, Dropouts, describe_layer
 from lycotool.training.masks import ELEMENTS, MaskSpec, draw_masks
 from lycotool.training.network_options import NetworkOptions, trainable
 from lycotool.training.norms import ShrunkNorms, shrink
+from lycotool.training.operands import OperandMaker
 from lycotool.training.randomness import seed_of, torch_generator
 from lycotool.training.targets import TableRow, Target, module_table
 from lycotool.training.weights import Loaded, adopt, continued
@@ -60,6 +62,7 @@ class Network(nn.Module):
         self._lr_ratios: dict[str, float] = {}
         self._masks: Tensor | None = None
         self._step_seed: Tensor | None = None
+        self._operands: OperandMaker | None = None
         self._specs: tuple[MaskSpec, ...] = tuple(
             spec for layer in self.adapters for spec in layer.mask_specs
         )
@@ -199,6 +202,17 @@ class Network(nn.Module):
                 for layer in self.adapters:
                     layer.seed = self._step_seed
             self._step_seed.fill_(seed_of(self._seed, ELEMENTS, step, part))
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Make what the layers compute with for all of them at once; see :class:`OperandMaker`.
+
+        For one forward and backward pass.
+        """
+        if self._operands is None:
+            self._operands = OperandMaker(list(self.adapters))
+        with self._operands.prepared():
+            yield
 
     def _hand_out(self, masks: Tensor) -> None:
         start = 0

@@ -61,6 +61,7 @@ class Steps:
 
     def _add_gradients(self, inputs: Inputs) -> None:
         """Add the gradients of a batch to the parameters', and its share to the loss."""
-        share = self._run.losses(inputs).sum() / self._samples
-        torch.autograd.backward(self._run.scale.scaled(share))
+        with self._run.network.prepared():
+            share = self._run.losses(inputs).sum() / self._samples
+            torch.autograd.backward(self._run.scale.scaled(share))
         self._loss += share.detach()
