@@ -58,9 +58,13 @@ def serve(address: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    from prepared import build_commands_once, get_ready_to_fork
+
     from lycotool.cli import main
     from lycotool.ops import bake, convert, extract, merge, replay, resize  # noqa: F401 - what calls will need
 
+    build_commands_once()
+    get_ready_to_fork()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)

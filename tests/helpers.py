@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from prepared import build_commands_once
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
@@ -12,6 +13,8 @@ from lycotool.cli import app
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = Path(__file__).parent / "golden"
+
+build_commands_once()
 
 
 def run(*arguments: object, input: bytes | None = None) -> Result:

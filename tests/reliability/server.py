@@ -24,6 +24,10 @@ import time
 import traceback
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from prepared import build_commands_once, get_ready_to_fork
+
 #: Exit code of a child that did what no command may do.
 VIOLATION = 99
 
@@ -38,7 +42,9 @@ _FORBIDDEN = (
 def main() -> None:
     """Import everything, then serve until standard input ends."""
     _import_everything()
+    build_commands_once()
     _warm_up()
+    get_ready_to_fork()
     shim = ctypes.CDLL(os.environ["LD_PRELOAD"]) if os.environ.get("LD_PRELOAD") else None
     if shim is not None:
         shim.faults_name.restype = ctypes.c_char_p
