@@ -23,7 +23,7 @@ from lycotool.ops._adapter import Adapter, AdapterModule
 from lycotool.ops._findings import Finding, finding
 from lycotool.ops._inspect_rows import HashRow, kind_of
 from lycotool.ops._metadata_keys import JSON_KEYS, TRAINING_DATA
-from lycotool.ops._naming import places
+from lycotool.ops._naming import shared_layers
 from lycotool.ops._render import outline
 
 if TYPE_CHECKING:
@@ -78,14 +78,9 @@ def _about_names(adapter: Adapter) -> Iterator[Finding]:
     if keys.unknown:
         yield finding("unknown-tensor", f"{len(keys.unknown)} tensors that belong to no known algorithm", keys.unknown,
                       "every command leaves them aside")  # fmt: skip
-    layers: dict[tuple[str, str], list[str]] = {}
-    own = places(keys.modules, ())
-    for name, place in places(keys.modules, own.values()).items():
-        layers.setdefault(place, []).append(name)
-    for names in layers.values():
-        if len(names) > 1:
-            yield finding("duplicate-layer", f"{len(names)} modules change the same layer", names,
-                          "programs add both or take one of them; keep one")  # fmt: skip
+    for names in shared_layers(keys.modules):
+        yield finding("duplicate-layer", f"{len(names)} modules change the same layer", names,
+                      "programs add both or take one of them; keep one")  # fmt: skip
     named = dialects(keys)
     if len(keys.spellings) > 1 or len(named) > 1:
         spelled = [*named, *(s for s in sorted(keys.spellings) if len(keys.spellings) > 1)]

@@ -78,3 +78,13 @@ def places(names: Iterable[str], known: Iterable[tuple[str, str]]) -> dict[str, 
             component = next(iter(candidates))
         found[name] = (component, path)
     return found
+
+
+def shared_layers(names: Iterable[str]) -> list[list[str]]:
+    """The modules of one file that change the same layer, under names of several dialects."""
+    names = list(names)
+    own = places(names, ())
+    layers: dict[tuple[str, str], list[str]] = {}
+    for name, place in places(names, own.values()).items():
+        layers.setdefault(place, []).append(name)
+    return [group for group in layers.values() if len(group) > 1]

@@ -21,6 +21,7 @@ from lycotool.ops._common import (
     WriteOptions,
     default_name,
 )
+from lycotool.ops._naming import shared_layers
 from lycotool.ops._resizer import ModuleResize, Resizer, ResizeResult, distribution, ending
 from lycotool.ops._slices import split
 
@@ -64,7 +65,7 @@ def resize(adapter: str, options: ResizeOptions, *, progress: Progress | None = 
     RefusedError
         If a rule refuses a module and neither ``to`` nor ``keep_refused`` overrides it.
     IncompatibleError
-        If nothing can be resized, or the budget is too small.
+        If nothing can be resized, the budget is too small, or two modules are for one layer.
     """
     _check_options(options)
     with ExitStack() as files:
@@ -73,10 +74,23 @@ def resize(adapter: str, options: ResizeOptions, *, progress: Progress | None = 
         opened.require_sound()
         if options.strict and opened.warnings:
             raise IncompatibleError("`--strict` makes warnings errors", details=opened.warnings)
+        _check_layers(opened)
         if options.split:
             return _split(opened, options)
         name = options.output or default_name([adapter], ending(options) + ".safetensors")
         return Resizer(opened, options, progress or NoProgress()).run(name)
+
+
+def _check_layers(adapter: Adapter) -> None:
+    """A rank is a layer's: what two modules do to it together has no rank of its own."""
+    shared = shared_layers(adapter.modules)
+    if shared:
+        raise IncompatibleError(
+            f"{len(shared)} layers have several modules each",
+            path=adapter.path,
+            details=["both " + " and ".join(names) for names in shared],
+            hint="programs add both or take one of them; keep one",
+        )
 
 
 def _check_options(options: ResizeOptions) -> None:

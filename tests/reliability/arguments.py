@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from reliability.cases import OUT, Case, Elsewhere, Expected, Row, Untried
+from reliability.cases import OUT, Case, Elsewhere, Expected, Row
 from reliability.lab import NUMERIC, OK, USAGE, Setting
 from reliability.tensors import TEXT, UNET, State
 
@@ -62,7 +62,10 @@ ROWS: tuple[Row, ...] = (
     _case("G05s", "a size below nothing", ("resize", "subtract"), ("--size", "-1MB"), USAGE, "size"),
     _case("G06", "strength 1e30 as fp16", ("merge", "bake", "fold"), ("--dtype", "fp16"), NUMERIC, "65504",
           x="good.safetensors:1e30"),
-    Untried("G07", "as many ratios as files", "strengths are written at the files, so their number cannot differ"),
+    _case("G07", "ratios apart from the files they are for", ("merge", "fold", "bake"), ("--ratios", "0.5"), USAGE,
+          "ratios", decision="strengths are written at the files, so that their number cannot differ"),
+    _case("G07b", "block weights for fewer blocks than there are", ("fold", "bake"), ("--lbw", "1,0.5,0.25"), USAGE,
+          r"\b3\b"),
     _case("G08", "an output without a suffix", _WRITERS, ("-o", "folder"), USAGE, "format",
           by_verb={"edit": Expected((USAGE, OK))}),
     _case("G09", "--device cuda without CUDA", ("resize", "bake", "subtract"), ("--device", "cuda"), USAGE, "CUDA",

@@ -30,6 +30,19 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "subtract": ("extract", "base.safetensors", "tuned.safetensors", "--rank", "2", "-o", OUT),
 }
 
+#: What each verb that writes makes its output from, in the order of its command line.
+INPUTS: Mapping[str, tuple[str, ...]] = {
+    "edit": ("{x}",),
+    "resize": ("{x}",),
+    "merge": ("good.safetensors", "{x}"),
+    "fold": ("base.safetensors", "{x}"),
+    "bake": ("base.safetensors", "{x}"),
+    "base": ("{x}", "good.safetensors"),
+    "convert": ("{x}",),
+    "extract": ("base.safetensors", "{x}"),
+    "subtract": ("base.safetensors", "tuned.safetensors"),
+}
+
 #: Verbs an adapter is for, verbs a checkpoint is for, and all that read a container.
 ADAPTER = ("inspect", "check", "resize", "merge", "bake", "convert")
 WRITING = ("edit", "resize", "merge", "fold", "bake", "convert", "subtract")
@@ -77,6 +90,8 @@ class Case:
         Further arguments, for every verb.
     output
         What a run that succeeds writes.
+    is_counted
+        Whether the tensors of what it is given can be told apart by their names alone.
     after
         Looks at the folder of a run that succeeded.
     seconds
@@ -94,6 +109,7 @@ class Case:
     options: tuple[str, ...] = ()
     setting: Setting = DEFAULT
     output: str = OUT
+    is_counted: bool = True
     after: Callable[[Path], None] | None = None
     seconds: float = 60.0
     decision: str = ""

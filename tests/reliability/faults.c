@@ -12,6 +12,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <stdio.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
@@ -26,7 +27,7 @@ enum { UNWATCHED = 0, WRITTEN = 1, READ = 2, FOLDER = 3 };
 
 static char root[4096];
 static size_t root_length;
-static int armed, action, value;
+static int armed, action, value, maps = 1;
 static long target, seen;
 static char names[POINTS][NAME];
 static unsigned char kinds[DESCRIPTORS];
@@ -41,6 +42,9 @@ void faults_arm(const char *folder, long nth, int what, int number) {
     seen = 0;
     armed = 1;
 }
+
+/* Whether files below the folder can be mapped into memory, as they cannot on some mounts. */
+void faults_maps(int allowed) { maps = allowed; }
 
 long faults_count(void) { return seen; }
 
@@ -279,3 +283,15 @@ int mkdir(const char *path, mode_t mode) {
     if (below(AT_FDCWD, path) && struck("mkdir", -1)) return -1;
     return real(path, mode);
 }
+
+#define MMAP(name) \
+    void *name(void *place, size_t length, int protection, int flags, int descriptor, off_t offset) { \
+        REAL(void *, "mmap64", void *, size_t, int, int, int, off_t); \
+        if (!maps && kind(descriptor)) { \
+            errno = ENODEV; \
+            return MAP_FAILED; \
+        } \
+        return real(place, length, protection, flags, descriptor, offset); \
+    }
+MMAP(mmap)
+MMAP(mmap64)

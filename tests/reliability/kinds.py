@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from reliability.cases import CHECKPOINT, Case, Elsewhere, Expected, Row, Untried
-from reliability.container import torch_saved
-from reliability.lab import BAD_INPUT, UNSAFE, USAGE, Setting
-from reliability.tensors import good, stored
+from reliability.cases import CHECKPOINT, Case, Elsewhere, Expected, Row
+from reliability.container import content, torch_saved
+from reliability.lab import BAD_INPUT, CHECK, OK, UNSAFE, USAGE, Setting
+from reliability.tensors import State, checkpoint, good, numbers, stored
 
 _VERBS = ("inspect", "check", "edit", "resize", "merge", "bake", "base", "convert", "extract")
 
@@ -48,6 +48,10 @@ def _loop(folder: Path) -> str:
     return "x.safetensors"
 
 
+def _tuned() -> State:
+    return {name: tensor + numbers(*tensor.shape, seed=22) for name, tensor in checkpoint().items()}
+
+
 def _nul(folder: Path) -> str:
     return "x" * 5000 + ".safetensors"
 
@@ -68,7 +72,11 @@ ROWS: tuple[Row, ...] = (
          verbs=_VERBS),
     Elsewhere("K07", "the file is cut short while it is read", "reliability/test_faults.py::test_source_cut_short"),
     Elsewhere("K08", "the file is edited while it is read", "io/test_store.py::test_a_file_edited_while_open"),
-    Untried("K09", "a file system without mmap", "needs a FUSE mount; nothing is mapped, every read is a pread"),
+    Case(id="K09", what="a file system without mmap", make=content(lambda: stored(good())), expected=Expected.of(OK),
+         verbs=("inspect", "check", "edit", "resize", "merge", "fold", "bake", "convert", "subtract"),
+         by_verb={"check": Expected((OK, CHECK))}, setting=Setting(maps=False)),
+    Case(id="K09b", what="a checkpoint on such a file system", make=content(lambda: stored(_tuned(), None)),
+         expected=Expected.of(OK), verbs=("inspect", "base", "extract"), setting=Setting(maps=False)),
     Case(id="K10", what="a pickle without --allow-pickle", make=torch_saved(good, "x.pt"), verbs=CHECKPOINT,
          expected=Expected.of(UNSAFE, "pickle"),
          decision="pickles are refused unless --allow-pickle asks for them, so 4 instead of 0 or 2"),

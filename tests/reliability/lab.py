@@ -55,8 +55,10 @@ class Setting:
         How many children run the same command at once.
     kill_after, kill_with
         Seconds after which a signal is sent, and which.
-    sampled
-        Whether its peak memory is measured.
+    memory
+        Bytes of memory it may take beyond what the idle program has.
+    maps
+        Whether files can be mapped into memory; on some file systems they cannot.
     patch
         ``module.function:module.Error``: a function that raises instead.
     """
@@ -69,7 +71,8 @@ class Setting:
     copies: int = 1
     kill_after: float | None = None
     kill_with: int = signal.SIGKILL
-    sampled: bool = False
+    memory: int = 64 * 2**20
+    maps: bool = True
     timeout: float = 60.0
     patch: str | None = None
     fault: Fault = Fault()
@@ -81,7 +84,15 @@ DEFAULT = Setting()
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended."""
+    """How a run ended.
+
+    Attributes
+    ----------
+    peak
+        Bytes of memory without a file behind it, beyond what the idle program has.
+    bound
+        What they may be.
+    """
 
     argv: tuple[str, ...]
     codes: tuple[int, ...]
@@ -89,6 +100,7 @@ class Ended:
     stderr: bytes
     seconds: float
     peak: int
+    bound: int
     is_late: bool
     trace: tuple[str, ...]
 
@@ -117,9 +129,17 @@ def compiled_faults(folder: Path) -> Path | None:
 
 
 class Server:
-    """The process that forks the children; closed with the session that started it."""
+    """The process that forks the children; closed with the session that started it.
 
-    def __init__(self, *, faults: bool = True) -> None:
+    Parameters
+    ----------
+    faults
+        Whether it can inject faults, which takes a C compiler.
+    seed
+        Of Python's hashes of strings: two servers with different ones iterate sets differently.
+    """
+
+    def __init__(self, *, faults: bool = True, seed: int = 0) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="reliability-")
         self.scratch = Path(self._folder.name)
         library = compiled_faults(self.scratch) if faults else None
@@ -128,6 +148,7 @@ class Server:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": str(seed),
             "TMPDIR": str(self.scratch),
             "COLUMNS": "120",
         }
@@ -152,9 +173,7 @@ class Server:
         request["argv"] = [str(argument) for argument in argv]
         request["cwd"] = str(cwd.resolve())
         request["writable"] = [str(cwd), str(self.scratch), *setting.writable]
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        answer = self._ask(request)
         streams = [
             b"".join(Path(f"{names[stream]}.{n}").read_bytes() for n in range(setting.copies))
             for stream in ("stdout", "stderr")
@@ -167,9 +186,32 @@ class Server:
             stderr=streams[1],
             seconds=answer["seconds"],
             peak=answer["peak"],
+            bound=setting.memory,
             is_late=answer["late"],
             trace=tuple(trace.read_text().splitlines()) if trace.exists() else (),
         )
+
+    def _ask(self, request: Mapping[str, object]) -> dict[str, object]:
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def mounted(self, folder: Path, kilobytes: int) -> Path | None:
+        """Mount a file system of some size where only the children see it, in memory.
+
+        Returns
+        -------
+        Path or None
+            The folder as they see it; None where the system lets nobody mount.
+        """
+        request = {"mount": str(folder.resolve()), "kilobytes": kilobytes}
+        if not self._ask(request)["mounted"]:
+            return None
+        return Path(f"/proc/{self._process.pid}/root{folder.resolve()}")
+
+    def unmount(self, folder: Path) -> None:
+        """Take it away again."""
+        self._ask({"unmount": str(folder.resolve())})
 
     def close(self) -> None:
         """End the process."""
@@ -246,6 +288,7 @@ class Watched:
         assert all(code >= 0 for code in ended.codes), f"died of a signal: {ended.text}"  # I7
         assert 99 not in ended.codes, ended.text  # I5
         assert INTERNAL not in ended.codes, ended.text  # I1
+        assert ended.peak <= ended.bound, f"{ended.peak} bytes of {ended.bound}: {ended.text}"  # I9
         for stream in (ended.stdout, ended.stderr):
             assert b"Traceback (most recent call last)" not in stream, ended.text  # I1
         self._check_text(ended.stderr, ended)  # I6

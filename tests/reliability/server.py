@@ -41,6 +41,7 @@ _FORBIDDEN = (
 
 def main() -> None:
     """Import everything, then serve until standard input ends."""
+    can_mount = _own_mounts()
     _import_everything()
     build_commands_once()
     _warm_up()
@@ -51,7 +52,41 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps(_serve(request, shim)), flush=True)
+        if "mount" in request:
+            answer: dict[str, object] = {"mounted": can_mount and _mount(request["mount"], request["kilobytes"])}
+        elif "unmount" in request:
+            answer = {"unmounted": _LIBC.umount2(request["unmount"].encode(), 0) == 0}
+        else:
+            answer = _serve(request, shim)
+        print(json.dumps(answer), flush=True)
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+#: From <sched.h> and <sys/mount.h>.
+_NEW_MOUNTS, _NEW_USERS, _RECURSIVE, _PRIVATE = 0x20000, 0x10000000, 0x4000, 0x40000
+
+
+def _own_mounts() -> bool:
+    """Leave the system's table of mounts for a copy; whether that was allowed.
+
+    Without privileges it takes users of its own too, among whom this process is who it was.
+    """
+    user, group = os.getuid(), os.getgid()
+    if _LIBC.unshare(_NEW_MOUNTS) != 0:
+        if _LIBC.unshare(_NEW_USERS | _NEW_MOUNTS) != 0:
+            return False
+        for name, content in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            Path(f"/proc/self/{name}").write_text(content)
+    return _LIBC.mount(b"none", b"/", None, _RECURSIVE | _PRIVATE, None) == 0
+
+
+def _mount(folder: str, kilobytes: int) -> bool:
+    return _LIBC.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, f"size={kilobytes}k,mode=755".encode()) == 0
 
 
 def _import_everything() -> None:
@@ -99,7 +134,7 @@ def _serve(request: dict[str, object], shim: ctypes.CDLL | None) -> dict[str, ob
             _child(request, number, shim)  # does not return
         children[os.pidfd_open(pid)] = pid
     statuses: dict[int, int] = {}
-    peak = 0
+    idle = peak = _anonymous(os.getpid())
     if request["kill_after"] is not None:
         time.sleep(request["kill_after"])
         os.kill(next(iter(children.values())), request["kill_with"])
@@ -107,20 +142,18 @@ def _serve(request: dict[str, object], shim: ctypes.CDLL | None) -> dict[str, ob
     waiting = dict(children)
     is_late = False
     while waiting:
-        pause = 0.01 if request["sampled"] else max(0.0, deadline - time.monotonic())
-        ready, _, _ = select.select(list(waiting), [], [], pause)
+        ready, _, _ = select.select(list(waiting), [], [], 0.01)
         for descriptor in ready:
             pid = waiting.pop(descriptor)
             os.close(descriptor)
             statuses[pid] = os.waitpid(pid, 0)[1]
-        if request["sampled"]:
-            peak = max([peak, *(_anonymous(pid) for pid in waiting.values())])
+        peak = max([peak, *(_anonymous(pid) for pid in waiting.values())])
         if waiting and time.monotonic() > deadline:
             is_late = True
             for pid in waiting.values():
                 os.kill(pid, signal.SIGKILL)
     codes = [os.waitstatus_to_exitcode(statuses[pid]) for pid in children.values()]
-    return {"codes": codes, "seconds": time.monotonic() - start, "peak": peak, "late": is_late}
+    return {"codes": codes, "seconds": time.monotonic() - start, "peak": peak - idle, "late": is_late}
 
 
 def _anonymous(pid: int) -> int:
@@ -157,13 +190,14 @@ def _run(request: dict[str, object], number: int, shim: ctypes.CDLL | None) -> i
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (allowed, allowed))
     if request["patch"]:
         _patch(*request["patch"].split(":"))
-    if request["unprivileged"]:
+    if request["unprivileged"] or os.getuid() != 0:  # who is not root is among users of its own
         _drop_capabilities()
     sys.argv = ["lycotool", *(part.replace("{copy}", str(number + 1)) for part in request["argv"])]
     _guard([str(folder) for folder in request["writable"]])
     if shim is not None:
         fault = request["fault"]
         shim.faults_arm(request["cwd"].encode(), ctypes.c_long(fault["nth"]), fault["action"], fault["value"])
+        shim.faults_maps(request["maps"])
     code = _main()
     if shim is not None and request["trace"]:
         names = [shim.faults_name(ctypes.c_long(i)).decode() for i in range(shim.faults_count())]
@@ -220,7 +254,7 @@ def _drop_capabilities() -> None:
     """Make root subject to permissions, as other users are."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     none = (ctypes.c_uint32 * 6)()
-    if ctypes.CDLL(None, use_errno=True).capset(header, none) != 0:
+    if _LIBC.capset(header, none) != 0:
         raise OSError(ctypes.get_errno(), "capset")
 
 

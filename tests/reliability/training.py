@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reliability.cases import Elsewhere, Row, Untried
+from reliability.cases import Elsewhere, Row
 
 ROWS: tuple[Row, ...] = (
     Elsewhere(
@@ -18,9 +18,13 @@ ROWS: tuple[Row, ...] = (
         "the loss becomes NaN",
         "cli/test_train.py::test_a_loss_that_is_not_finite_names_step_images_and_layer",
     ),
-    Untried("T04", "NaN in cached latents on disk", "only what the VAE gives is looked at"),
-    Untried(
-        "T05", "a full disk at a checkpoint", "the writer's faults are injected, not those of a training run"
+    Elsewhere(
+        "T04",
+        "NaN in cached latents on disk",
+        "training/data/test_cache_folder.py::test_numbers_that_are_not_finite_are_not_served",
+    ),
+    Elsewhere(
+        "T05", "a full disk at a checkpoint", "reliability/test_training.py::test_full_disk_at_a_checkpoint"
     ),
     Elsewhere(
         "T06", "an unreadable image", "training/data/test_latents.py::test_broken_images_are_named_together"

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from reliability.cases import OUT, WRITING, Case, Elsewhere, Expected, Row, Untried
+from reliability.cases import OUT, WRITING, Case, Elsewhere, Expected, Row
 from reliability.lab import OK, OUTPUT, USAGE, Setting
 from reliability.tensors import good, stored
 
@@ -135,8 +135,7 @@ ROWS: tuple[Row, ...] = (
     _case("C10", "the output is read-only", _read_only, _FORCE, OUTPUT, "read-only"),
     _case("C11", "a new file's mode", _nothing, (), OK, after=_mode_is_new),
     _case("C11k", "an old file's mode", _own_mode, _FORCE, OK, after=_mode_is_kept),
-    Untried("C12", "a full disk", "needs a mount; ENOSPC is injected at every call in C14, and `need` against `free`"
-            " is checked in io/test_writer.py"),
+    Elsewhere("C12", "a full disk", "reliability/test_full_disk.py::test_disk_that_fills_up"),
     _case("C13", "a limit on file sizes", _nothing, (), OUTPUT, "too large", setting=Setting(limits={"FSIZE": 512})),
     Elsewhere("C14", "an error at each call", f"{_FAULTS}::test_error_at_every_call"),
     Elsewhere("C15", "an error of close", f"{_FAULTS}::test_error_at_every_call"),
@@ -155,7 +154,7 @@ ROWS: tuple[Row, ...] = (
     Elsewhere("C28", "an error half way through shards", f"{_FAULTS}::test_error_at_every_call"),
     Elsewhere("C29", "shards over older ones", "cli/test_bake_shards.py::test_existing_files_are_kept_unless_forced"),
     Elsewhere("C30", "a file system without rename", f"{_FAULTS}::test_error_at_every_call"),
-    Untried("C31", "the output is open on Windows", "needs Windows"),
+    Elsewhere("C31", "another program has the output open, or mapped", f"{_FAULTS}::test_output_in_use"),
     Elsewhere("C32", "the written file is read back", "io/test_writer.py::test_a_file_that_does_not_read_back_is_not_published"),
     Elsewhere("C33", "inputs are as before", "reliability/test_cases.py::test_case"),
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Cache entries on disk: one safetensors file each, named by a hash of all it depends on.
 
 An entry is written whole or not at all, and only served if its name, its own record of that
-name and the hash of its data agree. A damaged one is computed again, and noted.
+name and the hash of its data agree, and its numbers are finite. A damaged one is computed again, and noted.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from lycotool.io.hashes import MODEL_HASH
 from lycotool.io.header import read_header
 from lycotool.io.writer import FilePlan, TensorPlan, write_file
 from lycotool.lazy import torch
+from lycotool.linalg.finite import is_finite
 
 #: Part of every key: to be raised when what is stored, or how it is computed, changes.
 VERSION = 1
@@ -86,12 +87,16 @@ class CacheFolder:
         if hashlib.sha256(data).hexdigest() != header.metadata.get(MODEL_HASH):
             self._note(path, "its data is not what was written")
             return None
-        return {
+        tensors = {
             name: torch.frombuffer(data[info.start : info.stop], dtype=to_torch(info.dtype)).reshape(
                 info.shape
             )
             for name, info in header.tensors.items()
         }
+        if not all(is_finite(tensor) for tensor in tensors.values() if tensor.is_floating_point()):
+            self._note(path, "it has NaN or infinite values")
+            return None
+        return tensors
 
     def _note(self, path: Path, reason: str) -> None:
         self.notes.append(f"{path}: damaged cache entry, computed again: {reason}")

@@ -70,6 +70,14 @@ def test_damaged_entries_are_noted_and_not_served(cache, damage):
     assert same(cache.read("k"), TENSORS)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_not_served(cache, value):
+    cache.write("k", {"mean": torch.tensor([0.0, value]), "half": TENSORS["half"]}, {})
+    assert cache.read("k") is None
+    (note,) = cache.notes
+    assert note.endswith("computed again: it has NaN or infinite values")
+
+
 def test_an_entry_under_anothers_name_is_not_served(cache):
     cache.path("k").rename(cache.path("j"))
     assert cache.read("j") is None
