@@ -102,12 +102,12 @@ def read_header(file: BinaryIO, size: int, path: str | Path) -> Header:
     raw = file.read(length)
     if len(raw) != length:
         raise BadInputError("the file changed while it was read", path=path)
+    # A quick look first: a million entries take seconds to parse.
+    if length > MAX_TENSORS and (count := raw.count(b'"data_offsets"')) > MAX_TENSORS:
+        raise BadInputError(f"too many tensors: {count}, the limit is {MAX_TENSORS}", path=path)
     if (plain := _plain_header(raw, size - 8 - length, path)) is not None:
         tensors, metadata = plain
         return Header(tensors, metadata, 8 + length)
-    # A quick look first: a million entries take seconds to parse.
-    if (count := raw.count(b'"data_offsets"')) > MAX_TENSORS:
-        raise BadInputError(f"too many tensors: {count}, the limit is {MAX_TENSORS}", path=path)
     entries = _parse_json(raw, path)
     metadata = _metadata(entries.pop("__metadata__", {}), path)
     if len(entries) > MAX_TENSORS:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 State = Mapping[str, torch.Tensor]
 Document = Mapping[str, object]
@@ -30,7 +30,7 @@ def contents(path: Path) -> State:
         shards = set(json.loads(path.read_text("utf-8-sig"))["weight_map"].values())
         return {name: tensor for shard in shards for name, tensor in contents(path.parent / shard).items()}
     try:
-        return load_file(path)
+        return load(path.read_bytes())  # the reference opens no file whose name is not Unicode
     except SafetensorError:
         state = torch.load(path, weights_only=True)
         return state.get("state_dict", state)

@@ -249,8 +249,8 @@ def _entry(path: Path) -> tuple[object, ...]:
         return ("folder", found.st_mode)
     if not path.is_file():
         return ("special", found.st_mode, found.st_rdev)
-    sparse = found.st_size > 2**27
-    digest = "sparse" if sparse else _digest(path)
+    is_sparse = found.st_size > 2**20 and found.st_blocks * 512 < found.st_size // 2
+    digest = "sparse" if is_sparse else _digest(path)
     return ("file", found.st_size, found.st_mode, found.st_mtime_ns, digest)
 
 

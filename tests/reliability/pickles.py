@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import io
 import os
 import pickle
 import zipfile
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 
 from reliability.cases import Case, Elsewhere, Expected, Maker, Row
-from reliability.container import torch_saved
+from reliability.container import content, torch_saved
 from reliability.lab import BAD_INPUT, INCOMPATIBLE, OK, RESOURCE, UNSAFE, Setting
 from reliability.tensors import good
 
@@ -63,20 +65,18 @@ def _rezipped(
 ) -> Maker:
     """A PyTorch archive with its members changed."""
 
-    def make(folder: Path) -> str:
-        torch.save(value(), folder / "made.pt")
-        with (
-            zipfile.ZipFile(folder / "made.pt") as old,
-            zipfile.ZipFile(folder / "x.pt", "w", compression) as new,
-        ):
+    @functools.cache
+    def made() -> bytes:
+        saved, changed = io.BytesIO(), io.BytesIO()
+        torch.save(value(), saved)
+        with zipfile.ZipFile(saved) as old, zipfile.ZipFile(changed, "w", compression) as new:
             for name in old.namelist():
                 new.writestr(*change((name, old.read(name))))
             for member in more:
                 new.writestr(*member)
-        (folder / "made.pt").unlink()
-        return "x.pt"
+        return changed.getvalue()
 
-    return make
+    return content(made, "x.pt")
 
 
 def _storage_cut(member: Member) -> Member:
