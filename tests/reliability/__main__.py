@@ -5,6 +5,7 @@
     python -m tests.reliability table                 what the table has, and what is not tried
     python -m tests.reliability faults [JOB...]       every error, signal and cut at every call
     python -m tests.reliability kills N MEGABYTES     SIGKILL spread over a large write
+    python -m tests.reliability disk STEPS            a disk that fills up, in so many steps
     python -m tests.reliability writers ROUNDS        four writers of one output
     python -m tests.reliability fuzz N [TARGET...]    N executions of each parser
 """
@@ -21,10 +22,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reliability import injection
+from reliability.full_disk import run_on_full_disk
 from reliability.fuzz import Tally, Targets, execute
 from reliability.lab import Server
 from reliability.table import CASES, ELSEWHERE, ROWS, RUNS, UNTRIED
 from reliability.test_faults import kills_of_a_large_write, writers_of_one_output
+from reliability.test_full_disk import LARGE, four_mebibytes
 
 #: Executions after which the fuzzer says how far it is.
 BATCH = 20_000
@@ -79,6 +82,30 @@ def faults(names: list[str]) -> None:
     print(f"all: {dict(total)}")
 
 
+def disk(steps: int) -> None:
+    """Fill a disk up."""
+    server = Server()
+    runs, refused, how = 0, 0, set()
+    with tempfile.TemporaryDirectory() as folder:
+        ladder = [1040 * step // (steps - 1) for step in range(steps)]
+        outcomes = [
+            run_on_full_disk(
+                server, LARGE, Path(folder) / "large", ladder, prepare=four_mebibytes, kilobytes=10240
+            )
+        ]
+        outcomes += [
+            run_on_full_disk(server, job, Path(folder) / job.name, range(17)) for job in injection.JOBS
+        ]
+    for outcome in outcomes:
+        runs += len(outcome.codes)
+        refused += sum(map(bool, outcome.codes.values()))
+        how.add(outcome.how)
+    server.close()
+    print(
+        f"{runs} runs ({', '.join(sorted(how))}): {refused} refused with the reason and nothing left, the others whole"
+    )
+
+
 def kills(count: int, megabytes: int) -> None:
     """Kill a large write."""
     server = Server(faults=False)
@@ -131,6 +158,8 @@ def main() -> None:
             table()
         case ["faults", *names]:
             faults(names)
+        case ["disk", steps]:
+            disk(int(steps))
         case ["kills", count, megabytes]:
             kills(int(count), int(megabytes))
         case ["writers", rounds]:

@@ -19,9 +19,7 @@ State = Mapping[str, torch.Tensor]
 Document = Mapping[str, object]
 
 #: The tensors of the modules that the table's adapters have; a layer of its own for each.
-_SLOT = re.compile(
-    r"(.+)\.(lora_(up|down|mid|A|B)\.weight|alpha|dora_scale|hada_\w+|lokr_\w+)", re.DOTALL
-)
+_SLOT = re.compile(r"(.+)\.(lora_(up|down|mid|A|B)\.weight|alpha|dora_scale|hada_\w+|lokr_\w+)", re.DOTALL)
 
 
 def contents(path: Path) -> State:
@@ -51,7 +49,9 @@ def unaccounted(verb: str, inputs: Sequence[State], output: State, document: Doc
         case "edit":
             return _differing(inputs[0], output)
         case "resize":
-            lost = [f"module {name}" for name in _modules(inputs[0]) if name not in said | set(_modules(output))]
+            lost = [
+                f"module {name}" for name in _modules(inputs[0]) if name not in said | set(_modules(output))
+            ]
             return lost + _unnamed(inputs[0], output, said)
         case "convert":
             return [
@@ -100,11 +100,7 @@ def _modules(state: State) -> list[str]:
 def _unnamed(state: State, output: State, said: set[str]) -> list[str]:
     """Tensors of no module that are neither copied nor named."""
     modules = set(_modules(state))
-    rest = [
-        name
-        for name in state
-        if (match := _SLOT.fullmatch(name)) is None or match[1] not in modules
-    ]
+    rest = [name for name in state if (match := _SLOT.fullmatch(name)) is None or match[1] not in modules]
     return [
         name
         for name in rest
@@ -113,9 +109,7 @@ def _unnamed(state: State, output: State, said: set[str]) -> list[str]:
 
 
 def _differing(before: State, after: State) -> list[str]:
-    return [
-        name for name in before.keys() | after.keys() if not _is_same(before.get(name), after.get(name))
-    ]
+    return [name for name in before.keys() | after.keys() if not _is_same(before.get(name), after.get(name))]
 
 
 def _is_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:

@@ -53,7 +53,9 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "mount" in request:
-            answer: dict[str, object] = {"mounted": can_mount and _mount(request["mount"], request["kilobytes"])}
+            answer: dict[str, object] = {
+                "mounted": can_mount and _mount(request["mount"], request["kilobytes"])
+            }
         elif "unmount" in request:
             answer = {"unmounted": _LIBC.umount2(request["unmount"].encode(), 0) == 0}
         else:

@@ -48,7 +48,9 @@ def test_case(
             assert not unaccounted(verb, inputs, contents(tmp_path / case.output), said)  # I8
 
 
-def _again(twin: Server, folder: Path, argv: Sequence[str], output: str, setting: Setting) -> dict[str, object]:
+def _again(
+    twin: Server, folder: Path, argv: Sequence[str], output: str, setting: Setting
+) -> dict[str, object]:
     """Run it a second time where strings have other hashes, for the same bytes and the document."""
     first = Snapshot.of(folder).entries[output][-1]
     if "--force" not in argv:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import signal
 from pathlib import Path
 
@@ -70,6 +71,38 @@ def test_order_of_calls(name: str, server: Server, tmp_path: Path) -> None:
     last_write = max(n for n, call in enumerate(calls) if call == "write")
     assert calls.index("fallocate") < calls.index("write")
     assert last_write < calls.index("fsync") < calls.index("rename") < calls.index("fsync a folder")
+
+
+def test_output_in_use(server: Server, tmp_path: Path) -> None:
+    """Who has the old file open or mapped keeps it; where the system refuses, so does the command.
+
+    Windows refuses to rename over such a file, which Python reports as EACCES; network file
+    systems do with EBUSY, and programs that run with ETXTBSY.
+    """
+    struck = Struck(server, JOBS_BY_NAME["merge"], tmp_path / "refused")
+    (rename,) = [nth for nth, call in enumerate(struck.calls, 1) if call == "rename"]
+    for ended in strike_errors(
+        struck, [(rename, number) for number in (errno.EACCES, errno.EBUSY, errno.ETXTBSY)]
+    ):
+        assert ended.code == OUTPUT, ended.text
+    companions(tmp_path)
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"old" * 2000)
+    with out.open("rb") as held, mmap.mmap(held.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        ended = server.run(tmp_path, struck.job.argv)
+        assert ended.code == OK, ended.text
+        assert mapped[:] == held.read() == b"old" * 2000
+    assert struck.outputs(Snapshot.of(tmp_path)) == struck.outputs(struck.finished)
+
+
+def test_files_that_cannot_be_mapped_are_refused_to_who_tries(server: Server, tmp_path: Path) -> None:
+    """What row K09 relies on."""
+    (tmp_path / "a").write_bytes(b"a")
+    code = "import mmap; a = open('a'); mmap.mmap(a.fileno(), 0, access=mmap.ACCESS_READ)"
+    assert server.run(tmp_path, ["--python", code]).code == 0
+    refused = server.run(tmp_path, ["--python", code], Setting(maps=False))
+    assert refused.code == 1
+    assert b"No such device" in refused.stderr
 
 
 def test_kill_at_random_times(server: Server, tmp_path: Path) -> None:

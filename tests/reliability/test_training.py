@@ -47,7 +47,10 @@ def _room_runs_out(is_full: Callable[[], bool], monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(
     ("fill", "message"),
-    [(_no_room_is_left, r"no space: need \d+ bytes, 0 are free"), (_room_runs_out, "no space left on device")],
+    [
+        (_no_room_is_left, r"no space: need \d+ bytes, 0 are free"),
+        (_room_runs_out, "no space left on device"),
+    ],
     ids=["before", "during"],
 )
 def test_full_disk_at_a_checkpoint(
