@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import platform
 import signal
-import socket
 import sys
 import threading
 import time
@@ -219,7 +219,7 @@ def _meet(place: Place, store: Any, name: str) -> World:  # noqa: ANN401 - as ab
         "gloo", store=store, rank=place.rank, world_size=place.size, timeout=_PATIENCE
     )
     world = World(place.rank, place.size, device)
-    cards = world.gather((device.type, socket.gethostname(), _card(device)))
+    cards = world.gather((device.type, platform.node(), _card(device)))
     if len({kind for kind, _, _ in cards}) > 1:
         raise UsageError(
             "the processes compute on " + ", ".join(f"{kind} ({host})" for kind, host, _ in cards),
