@@ -140,21 +140,37 @@ def plan_lines(plan: TrainPlan) -> list[str]:
         f"  {row.component:<5} {row.algo:<{width}} {row.modules:>5} modules {row.parameters:>13,} parameters"
         for row in plan.modules
     ]
-    memory = plan.memory
     rates = ", ".join(f"{component} {lr:g}" for component, lr in plan.lrs.items())
-    trained = memory.parameters + memory.gradients + memory.optimizer
-    needs = (
-        f"about {human_bytes(memory.total)} of memory: base {human_bytes(memory.base)}, parameters with "
-        f"gradients and optimizer {human_bytes(trained)}, activations about {human_bytes(memory.activations)}"
-    )
     return [
         f"{plan.family}, {plan.prediction}, {plan.precision} on {plan.device}",
         *plan.dataset,
         *table,
         f"{plan.parameters:,} parameters, learning rate {rates}",
         f"{plan.steps} steps ({plan.epochs} epochs), seed {plan.seed}",
-        needs,
+        *memory_lines(plan),
     ]
+
+
+def memory_lines(plan: TrainPlan) -> list[str]:
+    """What a GPU will hold, as a table, and why gradient checkpointing is on or off."""
+    memory = plan.memory
+    if memory is None:
+        return []
+    again = ", computed again for the gradient" if memory.gradient_checkpointing else ""
+    rows = {
+        "frozen weights": memory.base,
+        "parameters": memory.parameters,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        f"activations{again}": memory.activations,
+        "cached latents": memory.caches,
+        "libraries (assumed)": memory.workspace,
+    }
+    free = "" if plan.available is None else f"; {human_bytes(plan.available)} are free"
+    lines = [f"memory while training: {human_bytes(memory.total)}, estimated within 10 %{free}"]
+    lines += [f"  {human_bytes(size):>10} {name}" for name, size in rows.items() if size]
+    lines.append(f"  {human_bytes(memory.encoding):>10} before training, while images are encoded")
+    return [*lines, *([plan.memory_reason] if plan.memory_reason else [])]
 
 
 def show_train(out: Output, result: TrainResult) -> None:

@@ -15,7 +15,6 @@ from lycotool.io.writer import prepare_output
 from lycotool.lazy import torch
 from lycotool.ops._adapter import read_adapter
 from lycotool.ops._common import check_suffix, default_name
-from lycotool.ops._train_memory import MemoryEstimate, estimate_memory
 from lycotool.ops.convert import ConvertOptions, convert
 from lycotool.ops.resize import ResizeOptions, resize
 from lycotool.training.observe import Observer, Observers, StepRecord
@@ -24,6 +23,8 @@ from lycotool.training.options import TrainOptions
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lycotool.training.memory.choice import MemoryChoice
+    from lycotool.training.memory.estimate import MemoryEstimate
     from lycotool.training.saves import Finish
     from lycotool.training.setup import Trainable
     from lycotool.training.targets import TableRow
@@ -45,6 +46,11 @@ class TrainPlan:
         The module type table.
     lrs
         Learning rate by component.
+    memory, available
+        Bytes that a GPU will hold, estimated, and what it can hold. A run on another device is
+        estimated by a dry run only.
+    memory_reason
+        Why gradient checkpointing is on or off, where the options left it open.
     """
 
     output: str
@@ -60,7 +66,10 @@ class TrainPlan:
     epochs: int
     seed: int
     lrs: Mapping[str, float]
-    memory: MemoryEstimate
+    gradient_checkpointing: bool
+    memory: MemoryEstimate | None
+    available: int | None
+    memory_reason: str
     dataset: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -119,20 +128,28 @@ def train(
         As the parts say.
     """
     require_libraries()
+    from lycotool.training.memory.choice import choose_memory
+    from lycotool.training.memory.exhausted import explained
     from lycotool.training.setup import prepare
 
     observer = observer or Observer()
     output = _output(options)
     state_folder = output.with_name(output.name.removesuffix(".safetensors") + ".state")
     _check_output(options, output, force=force)
-    ready = prepare(options, load_weights=_load_weights)
-    plan = _describe(ready, str(output))
+    with explained(options):
+        ready = prepare(options, load_weights=_load_weights, weightless=dry_run)
+    choice = None
+    if dry_run or ready.device.type == "cuda":
+        choice = choose_memory(ready)
+        ready = choice.ready
+    plan = _describe(ready, choice, str(output))
     for warning in plan.warnings:
         observer.warning(warning)
     observer.planned(plan)
     if dry_run:
         return TrainResult(plan, (), 0, None, None, 0.0, dry_run=True)
-    return _run(ready, plan, output, state_folder, observer)
+    with explained(ready.options, choice):
+        return _run(ready, plan, output, state_folder, observer)
 
 
 def _run(
@@ -191,7 +208,7 @@ def _run(
             save=options.save,
             when_validated=options.validation,
             when_sampled=options.samples,
-            validation=make_validation(ready, run, observers),
+            validation=make_validation(ready, run),
             images=make_images(ready, run, output),
             state_folder=state_folder,
             identity=identity,
@@ -312,7 +329,7 @@ def _load_weights(path: str) -> dict[str, Loaded]:
         }
 
 
-def _describe(ready: Trainable, output: str) -> TrainPlan:
+def _describe(ready: Trainable, choice: MemoryChoice | None, output: str) -> TrainPlan:
     from lycotool.training.setup import warnings_of
 
     table = ready.network.table()
@@ -321,7 +338,7 @@ def _describe(ready: Trainable, output: str) -> TrainPlan:
         family=ready.base.family,
         prediction=ready.base.prediction,
         precision=ready.options.compute.precision,
-        device=str(ready.base.device),
+        device=str(ready.device),
         modules=table,
         parameters=sum(row.parameters for row in table),
         images=ready.dataset.images_per_epoch,
@@ -330,9 +347,12 @@ def _describe(ready: Trainable, output: str) -> TrainPlan:
         epochs=ready.plan.epochs,
         seed=ready.options.length.seed,
         lrs=ready.lrs,
-        memory=estimate_memory(ready),
+        gradient_checkpointing=bool(ready.options.compute.gradient_checkpointing),
+        memory=None if choice is None else choice.estimate,
+        available=None if choice is None else choice.available,
+        memory_reason="" if choice is None else choice.reason,
         dataset=ready.dataset.describe(),
-        warnings=tuple(warnings_of(ready)),
+        warnings=(*warnings_of(ready), *([choice.warning] if choice is not None and choice.warning else [])),
     )
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lycotool.errors import UsageError
 from lycotool.lazy import torch
 from lycotool.training.bases.images import encode_images
 from lycotool.training.bases.model import BaseModel
+from lycotool.training.bases.residence import bring, send_away
 from lycotool.training.bases.schedule import with_zero_terminal_snr
 from lycotool.training.bases.text import encode_text
-from lycotool.training.data.batches import plan_epoch
-from lycotool.training.data.captions import caption_of
+from lycotool.training.checkpointing import set_checkpointing
 from lycotool.training.data.dataset import Dataset
 from lycotool.training.data.latents import LatentCache, cache_latents
 from lycotool.training.data.texts import TextCache
@@ -27,7 +26,7 @@ from lycotool.training.prompts import read_prompts
 from lycotool.training.recorder import Recorder
 from lycotool.training.samples import ImageMaker
 from lycotool.training.schedules import Schedule, steps_of
-from lycotool.training.setup import Trainable
+from lycotool.training.setup import Trainable, captions_of
 from lycotool.training.validation import Validation
 
 #: Steps between two looks at the losses on a device that one waits for.
@@ -50,15 +49,20 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
     schedule = schedule_of(options.schedule, ready.plan.steps)
     stepper = Stepper(groups_of(ready), options.optimizer.optimizer, options.optimizer.optimizer_arg)
     latents = latents_of(options, base, ready.dataset, observer)
+    held_out = ready.dataset.validation
+    validated = None if held_out is None else latents_of(options, base, held_out, observer)
     texts = None if any(component != "unet" for component in ready.lrs) else texts_of(options, base)
     inputs = input_maker(ready, ready.dataset, latents, texts)
     if texts is not None:
         _fill_texts(ready, inputs, texts, observer)
-    if options.compute.gradient_checkpointing:
-        _checkpoint(base, ready.lrs)
+    if not ready.keeps_vae:
+        send_away(base, base.vae)
+    if not ready.keeps_text:
+        send_away(base, *base.text_encoders)
+    bring(base, base.unet)
+    set_checkpointing(base, ready.lrs, enabled=bool(options.compute.gradient_checkpointing))
     if base.device.type == "cuda":
         base.unet.to(memory_format=torch.channels_last)
-    base.unet.train(options.compute.gradient_checkpointing)
     network.train()
     every = options.log.log_every or (_LOOK_EVERY if base.device.type == "cuda" else 1)
     return Run(
@@ -66,6 +70,7 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
         network=network,
         plan=ready.plan,
         inputs=inputs,
+        validation_latents=validated,
         diffusion=diffusion,
         stepper=stepper,
         schedule=schedule,
@@ -145,7 +150,7 @@ def groups_of(ready: Trainable) -> list[Group]:
     ]
 
 
-def make_validation(ready: Trainable, run: Run, observer: Observer) -> Validation | None:
+def make_validation(ready: Trainable, run: Run) -> Validation | None:
     """The validation of a run, if images were set aside.
 
     Raises
@@ -161,8 +166,8 @@ def make_validation(ready: Trainable, run: Run, observer: Observer) -> Validatio
         ) * 3:
             raise UsageError("no images are set aside to validate on", hint="`--validation-split 0.1`")
         return None
-    latents = latents_of(ready.options, ready.base, dataset, observer)
-    inputs = input_maker(ready, dataset, latents, run.inputs.texts)
+    assert run.validation_latents is not None
+    inputs = input_maker(ready, dataset, run.validation_latents, run.inputs.texts)
     seed = ready.options.data.validation_seed
     return Validation(inputs, ready.options.noise, seed=seed, limit=when.max_validation_steps)
 
@@ -225,12 +230,7 @@ def _fill_texts(ready: Trainable, inputs: InputMaker, texts: TextCache, observer
     """Encode the captions of the first epoch; others are encoded when they come."""
     if ready.options.data.cache_text == "none":
         return
-    seed = ready.options.length.seed
-    captions = {
-        caption_of(ready.dataset, sample, seed=seed, epoch=0, step=0, total_steps=ready.plan.steps)
-        for batch in plan_epoch(ready.dataset, seed=seed, epoch=0)
-        for sample in batch.samples
-    }
+    captions = captions_of(ready.plan, epoch=0)
     observer.start("encoding captions", len(captions))
     texts.fill(inputs.token_ids(sorted(captions)), advance=observer.advance)
 
@@ -240,26 +240,3 @@ def _cache_folder(options: TrainOptions) -> Path:
         return Path(options.data.cache_dir)
     source = Path(options.dataset)
     return (source if source.is_dir() else source.parent) / ".lycotool-cache"
-
-
-def _checkpoint(base: BaseModel, lrs: Mapping[str, float]) -> None:
-    """Compute activations again for the gradient.
-
-    Without the state of torch's generator: a step draws nothing from it, and one that is recorded
-    could not save it.
-    """
-    options = {"use_reentrant": False, "preserve_rng_state": False}
-    base.unet.enable_gradient_checkpointing(gradient_checkpointing_func=_again)
-    for number, encoder in enumerate(base.text_encoders, 1):
-        if f"te{number}" in lrs:
-            if hasattr(encoder, "activation_checkpointing_enable"):  # since transformers 5.24
-                encoder.activation_checkpointing_enable(options)
-            else:
-                encoder.gradient_checkpointing_enable(options)
-            encoder.train()
-
-
-def _again(module: Callable[..., object], *arguments: object) -> object:
-    from torch.utils.checkpoint import checkpoint
-
-    return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lycotool.lazy import torch
+from lycotool.training.bases.residence import visiting
 from lycotool.training.loop import Run, state_of
 from lycotool.training.observe import Observer
 from lycotool.training.output_options import SampleOptions, SaveOptions, ValidationOptions
@@ -149,7 +150,7 @@ def evaluating(run: Run) -> Iterator[None]:
     run.stepper.train_mode(False)
     run.network.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), visiting(run.base):
             yield
     finally:
         run.network.train()

@@ -18,7 +18,9 @@ from lycotool.training.schedules import ENDLESS
 #: Groups that decide nothing about the numbers.
 _FREE_GROUPS = frozenset({"save", "metadata", "log", "validation", "samples"})
 #: Options of other groups that do not either.
-_FREE = frozenset({"device", "cache_latents", "cache_text", "cache_dir", "validation_seed"})
+_FREE = frozenset(
+    {"device", "cache_latents", "cache_text", "cache_dir", "validation_seed", "gradient_checkpointing"}
+)
 
 
 def identity(options: TrainOptions, base: BaseModel, dataset: Dataset) -> dict[str, Any]:

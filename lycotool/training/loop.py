@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from lycotool.errors import NumericError
 from lycotool.training.bases.model import BaseModel
 from lycotool.training.bases.predict import predict
+from lycotool.training.data.latents import LatentCache
 from lycotool.training.diagnosis import first_non_finite
 from lycotool.training.diffusion import Diffusion
 from lycotool.training.inputs import InputMaker, Inputs, conditioning_of
@@ -46,6 +47,7 @@ class Run:
     network: Network
     plan: Plan
     inputs: InputMaker
+    validation_latents: LatentCache | None
     diffusion: Diffusion
     stepper: Stepper
     schedule: Schedule

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,8 +13,11 @@ from lycotool.errors import UsageError
 from lycotool.lazy import torch
 from lycotool.training.bases.load import load_base
 from lycotool.training.bases.model import BaseModel
+from lycotool.training.data.batches import plan_epoch
+from lycotool.training.data.captions import caption_of
 from lycotool.training.data.dataset import Dataset
 from lycotool.training.data.reading import read_dataset
+from lycotool.training.memory.available import available_memory
 from lycotool.training.network import Network
 from lycotool.training.network_options import trainable
 from lycotool.training.options import TrainOptions
@@ -27,6 +31,9 @@ from lycotool.training.checks import check_options
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
+#: What a VAE is allowed for images of 1024² and more, where it is weighed whether all models fit.
+_ENCODING_BYTES = 6 * 2**30
+
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
@@ -38,6 +45,11 @@ class Trainable:
         With everything decided that was left to the model.
     lrs
         Learning rate by component.
+    device
+        Where it will be trained; the models are there, or on their way.
+    keeps_text, keeps_vae
+        Whether text encoders and VAE are at work while training, because they are trained, or
+        their inputs change from step to step.
     """
 
     options: TrainOptions
@@ -46,6 +58,9 @@ class Trainable:
     network: Network
     plan: Plan
     lrs: Mapping[str, float]
+    device: torch.device
+    keeps_text: bool
+    keeps_vae: bool
 
 
 def prepare(
@@ -53,6 +68,7 @@ def prepare(
     *,
     load_weights: Callable[[str], Mapping[str, Loaded]],
     base: BaseModel | None = None,
+    weightless: bool = False,
 ) -> Trainable:
     """Read the base and the data, and attach the network.
 
@@ -62,6 +78,8 @@ def prepare(
         Reads the file of ``network_weights``.
     base
         A model in memory instead of ``options.base``.
+    weightless
+        Read no weights of the base: enough to plan and to count.
 
     Raises
     ------
@@ -82,9 +100,12 @@ def prepare(
             unet_dtype=_dtype(precision),
             te_dtype=_dtype(precision),
             vae_dtype=_dtype(options.compute.vae_precision),
-            device=device,
+            device="meta" if weightless else device,
             vae=options.model.vae,
+            unet_device=partial(_place_of_unet, options, device),
         )
+    else:
+        device = base.device
     options = replace(options, data=options.data.for_family(base.family, base.prediction))
     dataset = read_dataset(options.dataset, options.data)
     lrs = learning_rates(options, base, optimizer.lr)
@@ -99,7 +120,49 @@ def prepare(
     network.to(base.device)
     used = set(network.components)
     lrs = {component: lr for component, lr in lrs.items() if component in used}
-    return Trainable(options, base, dataset, network, Plan(dataset, options.length), lrs)
+    plan = Plan(dataset, options.length)
+    return Trainable(
+        options,
+        base,
+        dataset,
+        network,
+        plan,
+        lrs,
+        device,
+        keeps_text=any(component != "unet" for component in lrs) or _text_changes(options, plan),
+        keeps_vae=options.data.cache_latents == "none" or any(s.options.random_crop for s in dataset.subsets),
+    )
+
+
+def _place_of_unet(options: TrainOptions, device: torch.device, weights: int) -> torch.device:
+    """Where to read a UNet to: the device, if it can also hold what is at work before training.
+
+    Weights that will be held in 8 bits are read to the machine's memory.
+    """
+    available = available_memory(device)
+    if available is None:
+        return device
+    is_roomy = available >= 2 * weights + _ENCODING_BYTES and options.compute.base_dtype is None
+    return device if is_roomy else torch.device("cpu")
+
+
+def _text_changes(options: TrainOptions, plan: Plan) -> bool:
+    """Whether text encoders meet new captions after the first epoch, or keep nothing."""
+    if options.data.cache_text == "none":
+        return True
+    return plan.epochs > 1 and not captions_of(plan, epoch=1) <= captions_of(plan, epoch=0)
+
+
+def captions_of(plan: Plan, *, epoch: int) -> set[str]:
+    """Every caption of an epoch, as it is trained."""
+    return {
+        caption_of(
+            plan.dataset, sample, seed=plan.seed, epoch=epoch, step=epoch and plan.steps - 1,
+            total_steps=plan.steps,
+        )
+        for batch in plan_epoch(plan.dataset, seed=plan.seed, epoch=epoch)
+        for sample in batch.samples
+    }  # fmt: skip
 
 
 def learning_rates(options: TrainOptions, base: BaseModel, own: float | None) -> dict[str, float]:

@@ -82,6 +82,11 @@ def test_dry_run_plans_and_writes_nothing(in_folder: Path) -> None:
     ]  # fmt: skip
     assert plan["steps"] == 1600
     assert plan["memory"]["base"] > 1e6
+    assert plan["memory"]["parameters"] == plan["memory"]["gradients"]
+    assert plan["memory"]["total"] > sum(
+        plan["memory"][part] for part in ("base", "optimizer", "activations")
+    )
+    assert plan["available"] is None
     assert sorted(path.name for path in in_folder.iterdir()) == ["images"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lycotool.lazy import torch
 from lycotool.training.bases.model import BaseModel
+from lycotool.training.bases.residence import bring
 
 
 def encode_images(base: BaseModel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,6 +22,7 @@ def encode_images(base: BaseModel, pixels: torch.Tensor) -> tuple[torch.Tensor, 
     mean, std
         Each ``(B, 4, H / 8, W / 8)`` for published models.
     """
+    bring(base, base.vae)
     with torch.no_grad():
         posterior = base.vae.encode(pixels.to(base.device, base.vae_dtype)).latent_dist
         return posterior.mean.float(), posterior.std.float()
@@ -28,6 +30,7 @@ def encode_images(base: BaseModel, pixels: torch.Tensor) -> tuple[torch.Tensor, 
 
 def decode_latents(base: BaseModel, latents: torch.Tensor) -> torch.Tensor:
     """Pixels ``(B, 3, H, W)`` in [-1, 1], in float32, of latents as the UNet has them (scaled)."""
+    bring(base, base.vae)
     with torch.no_grad():
         unscaled = latents.to(base.device, base.vae_dtype) / base.latent_scale
         pixels: torch.Tensor = base.vae.decode(unscaled).sample

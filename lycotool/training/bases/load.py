@@ -7,7 +7,7 @@ weight is read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,9 @@ class _Part:
     def check(self) -> None:
         self.component.check(build.parameter_shapes(self.model), self.store.shapes, self.store.path)
 
+    def nbytes(self, dtype: torch.dtype) -> int:
+        return dtype.itemsize * sum(parameter.numel() for parameter in self.model.parameters())
+
     def fill(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
         build.fill(self.model, dict(self.component.sources), self.store, dtype=dtype, device=device)
         return self.model
@@ -54,6 +57,7 @@ def load_base(
     device: torch.device | str = "cpu",
     vae: str | None = None,
     allow_pickle: bool = False,
+    unet_device: Callable[[int], torch.device] | None = None,
 ) -> BaseModel:
     """Load a base model for training.
 
@@ -72,6 +76,8 @@ def load_base(
         A VAE to use in place of the base's: a file in LDM's or diffusers' names, or a folder.
     allow_pickle
         Read pickles too, plain tensors only.
+    unet_device
+        Told the bytes of all weights, where those of the UNet are to wait; None is ``device``.
 
     Raises
     ------
@@ -99,11 +105,17 @@ def load_base(
             for part in parts:
                 part.check()
             dtypes = [dtype or torch.float32 for dtype in (unet_dtype, vae_dtype, te_dtype)]
+            nbytes = (
+                unet.nbytes(dtypes[0])
+                + image_part.nbytes(dtypes[1])
+                + sum(t.nbytes(dtypes[2]) for t in texts)
+            )
+            for_unet = target if unet_device is None or target.type == "meta" else unet_device(nbytes)
             base = BaseModel(
                 path=path,
                 family=family,
                 predicts=predicts,
-                unet=unet.fill(dtypes[0], target),
+                unet=unet.fill(dtypes[0], for_unet),
                 text_encoders=[text.fill(dtypes[2], target) for text in texts],
                 vae=image_part.fill(dtypes[1], target),
                 unet_table=configs.unet_table(family, unet_config),

@@ -9,6 +9,7 @@ from typing import Protocol
 from lycotool.errors import UsageError
 from lycotool.lazy import torch
 from lycotool.training.bases.model import BaseModel
+from lycotool.training.bases.residence import bring
 
 #: Tokens of one window, its first and last included.
 WINDOW = 77
@@ -102,6 +103,7 @@ def _windows(ids: torch.Tensor) -> int:
 
 
 def _run(base: BaseModel, encoder: torch.nn.Module, ids: torch.Tensor, *, states: bool) -> _Output:
+    bring(base, encoder)
     flat = ids.reshape(-1, ids.shape[-1]).to(base.device)
     output: _Output = encoder(flat, output_hidden_states=states)
     return output

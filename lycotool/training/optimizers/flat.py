@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 _ALIGNMENT = 16
 
 
+def padded(count: int) -> int:
+    """Elements that a parameter of so many takes in a buffer."""
+    return -(-count // _ALIGNMENT) * _ALIGNMENT
+
+
 def flatten(parameters: Sequence[Parameter]) -> Parameter:
     """One vector whose pieces become the data of ``parameters``, with a gradient of zeros.
 
@@ -27,7 +32,7 @@ def flatten(parameters: Sequence[Parameter]) -> Parameter:
     parameters
         At least one; of one dtype on one device. Each keeps its values.
     """
-    places = [-(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT for parameter in parameters]
+    places = [padded(parameter.numel()) for parameter in parameters]
     first = parameters[0]
     whole = torch.nn.Parameter(torch.zeros(sum(places), dtype=first.dtype, device=first.device))
     whole.grad = torch.zeros_like(whole)
