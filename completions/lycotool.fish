@@ -143,8 +143,8 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l v-pred-like-loss 
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l device -d 'Where to compute' -x -a 'auto cpu cuda mps'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l precision -d 'Of the base model' -x -a 'auto bf16 fp16 fp32'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l vae-precision -d 'Of the VAE' -x -a 'fp32 bf16 fp16'
-complete -c lycotool -n '__fish_seen_subcommand_from train' -l base-dtype -d 'Hold the frozen weights of layers in 8 bits' -x -a 'fp8 int8'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l gradient-checkpointing -l no-gradient-checkpointing -d 'Compute activations again for the gradient'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l cuda-graphs -l no-cuda-graphs -d 'Record a step on a GPU once for each shape of a batch, and replay it'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-every-n-steps -d 'Also save the adapter every so many steps' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-every-n-epochs -d 'Also save it every so many epochs' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l keep-saves -d 'Keep so many of these, the latest' -x

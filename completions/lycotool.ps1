@@ -168,9 +168,10 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--device' = @{ Help = 'Where to compute'; Value = @{ Words = @('auto', 'cpu', 'cuda', 'mps') } }
       '--precision' = @{ Help = 'Of the base model'; Value = @{ Words = @('auto', 'bf16', 'fp16', 'fp32') } }
       '--vae-precision' = @{ Help = 'Of the VAE'; Value = @{ Words = @('fp32', 'bf16', 'fp16') } }
-      '--base-dtype' = @{ Help = 'Hold the frozen weights of layers in 8 bits'; Value = @{ Words = @('fp8', 'int8') } }
       '--gradient-checkpointing' = @{ Help = 'Compute activations again for the gradient'; Value = $null }
       '--no-gradient-checkpointing' = @{ Help = 'Compute activations again for the gradient'; Value = $null }
+      '--cuda-graphs' = @{ Help = 'Record a step on a GPU once for each shape of a batch, and replay it'; Value = $null }
+      '--no-cuda-graphs' = @{ Help = 'Record a step on a GPU once for each shape of a batch, and replay it'; Value = $null }
       '--save-every-n-steps' = @{ Help = 'Also save the adapter every so many steps'; Value = @{ Words = @() } }
       '--save-every-n-epochs' = @{ Help = 'Also save it every so many epochs'; Value = @{ Words = @() } }
       '--keep-saves' = @{ Help = 'Keep so many of these, the latest'; Value = @{ Words = @() } }

@@ -207,11 +207,6 @@ class ComputeOptions:
         "Of the base model; adapters are fp32 always. auto is bf16 on a GPU that has it, else fp32.",
     )
     vae_precision: Literal["fp32", "bf16", "fp16"] = option("fp32", _COMPUTE, "Of the VAE.")
-    base_dtype: Literal["fp8", "int8"] | None = option(
-        None,
-        _COMPUTE,
-        "Hold the frozen weights of layers in 8 bits: half the memory, more time. The adapter is trained on weights that are rounded so; default as `--precision`.",
-    )
     gradient_checkpointing: bool | None = option(
         None,
         _COMPUTE,

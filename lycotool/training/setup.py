@@ -135,14 +135,11 @@ def prepare(
 
 
 def _place_of_unet(options: TrainOptions, device: torch.device, weights: int) -> torch.device:
-    """Where to read a UNet to: the device, if it can also hold what is at work before training.
-
-    Weights that will be held in 8 bits are read to the machine's memory.
-    """
+    """Where to read a UNet to: the device, if it can also hold what is at work before training."""
     available = available_memory(device)
     if available is None:
         return device
-    is_roomy = available >= 2 * weights + _ENCODING_BYTES and options.compute.base_dtype is None
+    is_roomy = available >= 2 * weights + _ENCODING_BYTES
     return device if is_roomy else torch.device("cpu")
 
 
