@@ -1,32 +1,41 @@
-"""The command line: one line per command. Nothing here, nor anything it imports, loads torch."""
+"""The command line: one line per command. Nothing here, nor anything it imports, loads torch.
+
+A command is imported when its name is on the command line, because their options together take
+longer to declare than Typer to import. ``app`` has them all; so do the completion scripts.
+"""
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from lycotool import __version__
-from lycotool.cli import bake, convert, extract, inspect, merge, resize, train
-from lycotool.cli._declared import GroupedCommand
 from lycotool.cli._errors import reported
+from lycotool.cli._light import LightGroup
 from lycotool.errors import UsageError
+
+if TYPE_CHECKING:
+    app: typer.Typer
 
 _EPILOG = """Exit codes: 0 done, 1 internal error, 2 usage or missing input, 3 damaged or unknown
 file, 4 refused as unsafe, 5 files that do not fit, 6 non-finite numbers or overflow, 7 output,
 8 memory or size limit, 9 refused by a rule, 10 a check found something, 130 and 143 interrupted."""
 
-app = typer.Typer(
-    name="lycotool",
-    no_args_is_help=True,
-    add_completion=False,  # Typer's own starts Python at every TAB and does not know which files fit
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=_EPILOG,
-)
+#: The commands in the order of ``--help``, with the first sentences of their descriptions.
+COMMANDS: Mapping[str, str] = {
+    "train": "Train an adapter from a base model and captioned images.",
+    "merge": "Merge adapters into a checkpoint, or adapters into one adapter.",
+    "bake": "Fold adapters of any algorithm into a checkpoint.",
+    "resize": "Shrink an adapter's ranks, losing as little as that rank allows.",
+    "extract": "Write the difference of two checkpoints as an adapter.",
+    "inspect": "Show what a file is and what can be done with it.",
+    "convert": "Write an adapter in another program's format, and verify it.",
+}
 
 
 def _print_version(value: bool) -> None:
@@ -38,7 +47,6 @@ def _print_version(value: bool) -> None:
 _SHELL = "Completion"
 
 
-@app.callback(invoke_without_command=True)
 @reported
 def _lycotool(
     context: typer.Context,
@@ -79,26 +87,58 @@ def _lycotool(
         )
     chosen = shell or _completion.detect_shell()
     if show_completion:
-        sys.stdout.write(_completion.script(chosen, commands(app)))
+        sys.stdout.write(_completion.script(chosen, commands(application())))
         return
-    for path in _completion.install(chosen, commands(app), Path.home()):
+    for path in _completion.install(chosen, commands(application()), Path.home()):
         typer.echo(path)
     typer.echo(f"installed for {chosen}; a new shell has it. Do it again after an upgrade.", err=True)
 
 
-app.command(epilog=train.EPILOG, cls=GroupedCommand)(train.train)
-app.command(epilog=merge.EPILOG, cls=GroupedCommand)(merge.merge)
-app.command(epilog=bake.EPILOG, cls=GroupedCommand)(bake.bake)
-app.command(epilog=resize.EPILOG, cls=GroupedCommand)(resize.resize)
-app.command(epilog=extract.EPILOG, cls=GroupedCommand)(extract.extract)
-app.command(epilog=inspect.EPILOG, cls=GroupedCommand)(inspect.inspect)
-app.command(epilog=convert.EPILOG, cls=GroupedCommand)(convert.convert)
+def application(needed: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command line as Typer has it.
+
+    Parameters
+    ----------
+    needed
+        The commands that may be run or asked for help; the others are listed only.
+    """
+    made = typer.Typer(
+        name="lycotool",
+        cls=LightGroup,
+        no_args_is_help=True,
+        add_completion=False,  # Typer's own starts Python at every TAB and does not know which files fit
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog=_EPILOG,
+    )
+    made.callback(invoke_without_command=True)(_lycotool)
+    for name, summary in COMMANDS.items():
+        if name in needed:
+            from lycotool.cli._declared import GroupedCommand
+
+            module = importlib.import_module(f"lycotool.cli.{name}")
+            made.command(name, epilog=module.EPILOG, cls=GroupedCommand)(getattr(module, name))
+        else:
+            made.command(name, help=summary)(_unreachable)
+    return made
+
+
+def _unreachable() -> None:
+    raise AssertionError("a command was reached whose name was not on the command line")
+
+
+def __getattr__(name: str) -> object:
+    if name == "app":
+        globals()["app"] = application()
+        return globals()["app"]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        application(COMMANDS.keys() & set(sys.argv[1:]))()
     except MemoryError:  # before a command has begun; commands say so themselves
         sys.stderr.write("lycotool: error: out of memory\n")
         sys.exit(8)

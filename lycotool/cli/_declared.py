@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
 
+from lycotool.cli._light import LightCommand
 from lycotool.training.declare import Declared
 
 
-class GroupedCommand(TyperCommand):
+class GroupedCommand(LightCommand):
     """A command whose help has a section for each panel, and whose errors name the nearest choice."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer's own, not public
@@ -45,6 +44,8 @@ def _with_nearest(message: str) -> str:
     >>> _with_nearest("Value error, 'tiess' is not one of 'exact', 'ties'.")
     "'tiess' is not one of 'exact', 'ties'. Did you mean 'ties'?"
     """
+    import difflib
+
     message = message.removeprefix("Value error, ").replace("Input should be a valid", "expected a valid")
     given, separator, choices = message.partition(" is not one of ")
     near = (

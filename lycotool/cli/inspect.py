@@ -219,7 +219,6 @@ def inspect(
     Reads headers only, without `--hashes` and what measures or checks. Several files, or a folder,
     give one line per file; one that cannot be read is listed and decides the exit code.
     """
-    from lycotool.ops._inspect_overview import overview_of
     from lycotool.ops.inspect import InspectOptions, expand
     from lycotool.ops.inspect import inspect as run
 
@@ -288,7 +287,10 @@ def inspect(
         show(report, out, metadata=metadata, stats=stats, top=20 if top is None else top)
     if plot is not None:
         _plot(report, plot, out)
-    _fail_on([overview_of(report)], least)
+    if check:
+        from lycotool.ops._inspect_overview import overview_of
+
+        _fail_on([overview_of(report)], least)
 
 
 def _refuse_ignored(is_used: bool, options: Sequence[tuple[str, object]], why: str) -> None:

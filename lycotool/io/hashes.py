@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lycotool.io.store import reading
@@ -99,6 +98,8 @@ def file_hashes(path: Path, data_start: int) -> tuple[str, str]:
     data_start
         Where the data section begins.
     """
+    from concurrent.futures import ThreadPoolExecutor  # this module is imported to show a header too
+
     whole, data = hashlib.sha256(), hashlib.sha256()
     with (
         reading(path),

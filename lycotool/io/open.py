@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
-import difflib
 import json
 import os
 import re
-import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -124,6 +120,10 @@ def _open_file(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorFile:
 
 def _spool_stdin() -> Path:
     """Copy standard input to a temporary file: the header must be read before the data."""
+    import atexit
+    import shutil
+    import tempfile
+
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError(
             "`-` reads a safetensors file from standard input, which is a terminal here",
@@ -289,6 +289,8 @@ def read_json(path: Path) -> dict[str, object]:
 
 def _nearest(path: Path) -> str:
     """A hint with the name beside a missing file that is most like its own."""
+    import difflib
+
     try:
         names = sorted(entry.name for entry in path.parent.iterdir())
     except OSError:

@@ -5,11 +5,6 @@ This is the one place of the package that calls ``torch.load``.
 
 from __future__ import annotations
 
-import pickle
-import pickletools
-import re
-import warnings
-import zipfile
 from pathlib import Path
 
 from lycotool.errors import BadInputError, UnsafeError
@@ -44,6 +39,8 @@ class PickleFile(MemoryFile):
 
 def _globals(path: Path) -> list[str]:
     """What a bare pickle would import, found by reading its instructions, not running them."""
+    import pickletools
+
     found: list[str] = []
     strings: list[str] = []
     try:
@@ -60,6 +57,11 @@ def _globals(path: Path) -> list[str]:
 
 
 def _load(path: Path) -> dict[str, torch.Tensor]:
+    import pickle
+    import re
+    import warnings
+    import zipfile
+
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

@@ -8,7 +8,6 @@ embeddings, the last convolution) are left at 1.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -200,6 +199,8 @@ def parse_weights(text: str) -> list[float]:
     try:
         weights = [float(item) for item in listed.split(",")]
     except ValueError:
+        import difflib
+
         near = difflib.get_close_matches(text.upper(), PRESETS, 1)
         meant = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from lycotool.formats.keys import dialect_of
 from lycotool.formats.loaders import LOADERS, ModuleKind, refusal
-from lycotool.io.hashes import MODEL_HASH, SPEC_HASH, file_hashes
 from lycotool.io.store import SafetensorsFile, TensorStore
 from lycotool.models.block_weights import BlockLabels
 from lycotool.models.families.locate import guess_families
@@ -113,6 +112,8 @@ class ModuleRow:
 
 def hash_rows(store: TensorStore) -> list[HashRow]:
     """One row for each safetensors file."""
+    from lycotool.io.hashes import MODEL_HASH, SPEC_HASH, file_hashes
+
     rows = []
     for file in store.opened:
         if not isinstance(file, SafetensorsFile):

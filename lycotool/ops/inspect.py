@@ -22,13 +22,6 @@ from lycotool.models.architecture import guess_architecture, guess_checkpoint
 from lycotool.models.naming import split_path
 from lycotool.ops._adapter import Adapter, is_adapter, read_adapter
 from lycotool.ops._common import NoProgress, Progress
-from lycotool.ops._findings import SEVERITIES, Finding
-from lycotool.ops._inspect_checks import (
-    change_findings,
-    hash_findings,
-    header_findings,
-    value_findings,
-)
 from lycotool.ops._inspect_rows import (
     COMPONENT_NAMES,
     AlgorithmRow,
@@ -44,13 +37,14 @@ from lycotool.ops._inspect_rows import (
     loader_rows,
     module_row,
 )
-from lycotool.ops._inspect_tags import TagRow, tag_rows
 from lycotool.ops._metadata_keys import JSON_KEYS
 from lycotool.ops._render import outline
 
 if TYPE_CHECKING:
+    from lycotool.ops._findings import Finding
     from lycotool.ops._inspect_compare import Comparison
     from lycotool.ops._inspect_stats import Stats
+    from lycotool.ops._inspect_tags import TagRow
 
 #: Metadata shown in the summary, in this order.
 _SUMMARY_KEYS = (
@@ -158,6 +152,8 @@ def inspect(
         if options.hashes or options.check == "all":
             report = replace(report, hashes=hash_rows(store))
         if options.tags:
+            from lycotool.ops._inspect_tags import tag_rows
+
             report = replace(report, tags=tag_rows(report.metadata))
         if options.modules and adapter is not None:
             report = replace(report, modules=[module_row(m, adapter) for m in adapter.modules.values()])
@@ -209,6 +205,9 @@ def _findings(
     store: TensorStore, adapter: Adapter | None, report: InspectReport, options: InspectOptions
 ) -> list[Finding]:
     """Everything that is wrong or odd, worst first."""
+    from lycotool.ops._findings import SEVERITIES
+    from lycotool.ops._inspect_checks import change_findings, hash_findings, header_findings, value_findings
+
     found = header_findings(store, adapter, report.metadata)
     found += hash_findings(report.hashes or ())
     if options.check == "all":

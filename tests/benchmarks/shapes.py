@@ -1,12 +1,13 @@
-"""Shapes of the linear and convolution layers of real models, for the benchmarks.
+"""Shapes of real models: of their linear and convolution layers, and of whole checkpoints.
 
-They stand in ``layer_shapes.json``, so that diffusers need not be there; ``python
-tests/benchmarks/shapes.py`` makes that file from diffusers' and transformers' own models.
+They stand in ``layer_shapes.json``, so that diffusers need not be there; ``PYTHONPATH=tests
+python -m benchmarks.shapes`` makes that file from diffusers' and transformers' own models.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -27,6 +28,11 @@ def layers(model: str, *, quick: bool = False) -> dict[str, Shape]:
     """Weight shape by dotted path, which begins with ``lora_unet.`` or ``lora_te.``."""
     found = dict(sorted(expanded(json.loads(SHAPES.read_text())[model])))
     return dict(list(found.items())[:: QUICK if quick else 1])
+
+
+def checkpoint(model: str) -> dict[str, Shape]:
+    """Shape of every tensor of a checkpoint in one file, under the names such files have."""
+    return dict(sorted(expanded(json.loads(SHAPES.read_text())[f"{model} checkpoint"])))
 
 
 def expanded(tree: Tree, path: str = "") -> Iterator[tuple[str, Shape]]:
@@ -59,8 +65,10 @@ def shared(shapes: Mapping[str, Shape]) -> Tree:
 def write_shapes() -> None:
     """Read the shapes off the models themselves, on the meta device."""
     import torch
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from makers import architectures as arch
+    from makers.ldm_names import clip_to_ldm, clip_to_openclip, unet_to_ldm, vae_to_ldm, with_prefix
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     with torch.device("meta"):  # shapes without memory
         sd15 = UNet2DConditionModel(
@@ -75,11 +83,43 @@ def write_shapes() -> None:
             use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )  # fmt: skip
-        clip = CLIPTextModel(CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12))
+        vae = AutoencoderKL(
+            sample_size=512, latent_channels=4, layers_per_block=2, block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+        clip = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768
+            )
+        )
+        large = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                hidden_size=1280, intermediate_size=5120, num_attention_heads=20, num_hidden_layers=32,
+                projection_dim=1280, hidden_act="gelu",
+            )
+        )  # fmt: skip
+
+        # transformers 5 dropped this level, which checkpoints and adapters have.
+        text = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in clip.state_dict().items()}
+        text = clip_to_ldm(text)
+        openclip = clip_to_openclip(large.state_dict())
+        openclip["logit_scale"] = torch.tensor(1.0)
+
+        def single(unet: torch.nn.Module, *texts: tuple[str, Mapping[str, torch.Tensor]]) -> dict[str, Shape]:
+            state = with_prefix(arch.UNET_PREFIX, unet_to_ldm(unet.state_dict()))
+            state |= with_prefix(arch.VAE_PREFIX, vae_to_ldm(vae.state_dict()))
+            for prefix, one in texts:
+                state |= with_prefix(prefix, dict(one))
+            return {key: tuple(t.shape) for key, t in state.items() if t.is_floating_point()}
+
+        first, second = arch.SDXL_CLIP_PREFIXES
+        files = {
+            "sd15 checkpoint": single(sd15, (arch.SD1_CLIP_PREFIX, text)),
+            "sdxl checkpoint": single(sdxl, (first, text), (second, openclip)),
+        }
 
     def of(model: torch.nn.Module, prefix: str) -> dict[str, Shape]:
         return {
-            # transformers 5 dropped a level that adapters have.
             f"{prefix}.{path.removeprefix('text_model.')}": tuple(module.weight.shape)
             for path, module in model.named_modules()
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
@@ -88,12 +128,15 @@ def write_shapes() -> None:
     shapes = {
         "sd15": of(sd15, "lora_unet") | of(clip, "lora_te.text_model"),
         "sdxl": of(sdxl, "lora_unet"),
+        **files,
     }
     trees = {model: shared(found) for model, found in shapes.items()}
     for model, found in shapes.items():
         if dict(expanded(trees[model])) != found:
             raise AssertionError(model)
-        print(f"{model}: {len(found)} layers")
+        print(
+            f"{model}: {len(found)} shapes, {2 * sum(map(math.prod, found.values())) / 1e9:.2f} GB as float16"
+        )
     SHAPES.write_text(json.dumps(trees, separators=(",", ":")) + "\n")
 
 

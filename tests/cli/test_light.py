@@ -1,0 +1,98 @@
+"""Start-up: commands that are not named are not imported, and values come out as Typer makes them."""
+
+import subprocess
+import sys
+from typing import Annotated, Any, Literal
+
+import pytest
+import typer
+from typer.core import TyperCommand
+from typer.testing import CliRunner
+
+from lycotool.cli import COMMANDS, app, application
+from lycotool.cli._describe import commands
+from lycotool.cli._light import LightCommand, LightGroup
+
+
+def test_summaries_are_the_commands_own() -> None:
+    assert {command.name: command.summary for command in commands(app)} == COMMANDS
+
+
+def test_listing_is_the_same_whatever_is_imported() -> None:
+    pages = {CliRunner().invoke(application(needed), ["--help"]).output for needed in ((), COMMANDS)}
+    assert len(pages) == 1
+    assert all(name in page for name in COMMANDS for page in pages)
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest() -> None:
+    found = CliRunner().invoke(application(()), ["mrge"])
+    assert found.exit_code == 2
+    assert "merge" in found.output
+
+
+#: What no command but `train` needs to say what its options are, and nothing that needs no conversion.
+_SPY = """
+import sys
+from lycotool.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+print([name for name in ("pydantic", "lycotool.training.options", "concurrent.futures") if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["merge", "--help"], ["inspect", "tests/data/lora.safetensors"]], ids=str)  # fmt: skip
+def test_what_is_not_imported(arguments: list[str], pytestconfig: pytest.Config) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", _SPY, *arguments],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stderr == "[]\n"
+
+
+def _seen(command: type[TyperCommand], arguments: list[str]) -> tuple[int, str, list[object]]:
+    """What a function is given for these arguments, and what is said."""
+    made = typer.Typer(add_completion=False, rich_markup_mode=None, cls=LightGroup)
+    values: list[object] = []
+
+    def called(flag: Any) -> Any:
+        values.append(flag)
+        return flag
+
+    @made.command(cls=command)
+    def run(
+        names: list[str],
+        last: Annotated[str | None, typer.Argument()] = None,
+        text: Annotated[str, typer.Option("--text")] = "t",
+        number: Annotated[int, typer.Option("--number", min=1)] = 3,
+        ratio: Annotated[float | None, typer.Option("--ratio")] = None,
+        share: Annotated[float, typer.Option("--share")] = 0.5,
+        rules: Annotated[list[str] | None, typer.Option("--rule")] = None,
+        counts: Annotated[list[int] | None, typer.Option("--count")] = None,
+        choice: Annotated[Literal["a", "b"], typer.Option("--choice")] = "a",
+        other: Annotated[Literal["c", "d"] | None, typer.Option("--other", callback=called)] = None,
+        flag: Annotated[bool | None, typer.Option("--flag/--no-flag")] = None,
+    ) -> None:
+        values.extend([names, last, text, number, ratio, share, rules, counts, choice, other, flag])
+
+    found = CliRunner().invoke(made, arguments)
+    return found.exit_code, found.output, values
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["x"], ["x", "y", "z"], [], ["--help"], ["x", "--text", ""], ["x", "--text", "7", "--number", "7"],
+        ["x", "--number", "0"], ["x", "--number", "seven"], ["x", "--number", "+7"], ["x", "--ratio", "1e-3"],
+        ["x", "--ratio", "nan", "--share", "1_0"], ["x", "--rule", "r", "--rule", ""], ["x", "--count", "1", "--count", "2"],
+        ["x", "--count", "one"], ["x", "--choice", "b"], ["x", "--choice", "B"], ["x", "--other", "c"], ["x", "--other", "e"],
+        ["x", "--flag"], ["x", "--no-flag"], ["x", "--text"], ["x", "--nothing"], ["", ""],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_are_typers(arguments: list[str]) -> None:
+    assert _seen(LightCommand, arguments) == _seen(TyperCommand, arguments)
