@@ -26,6 +26,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -s n -l dry-run -d '
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l config -d 'Options as TOML' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l kohya-config -d 'A training config of sd-scripts (TOML or JSON), with its meaning' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l print-config -d 'Print all options as TOML, and do nothing else'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l strict -d 'Make warnings errors (exit code 5), before anything is written'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l json -d 'Print one JSON object on stdout'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -s q -l quiet -d 'Nothing on stderr but errors'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l network-arg -d 'A network argument by the name sd-scripts or LyCORIS has for it' -x
@@ -181,9 +182,9 @@ complete -c lycotool -n '__fish_seen_subcommand_from merge' -s f -l force -d 'Re
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l dtype -d 'Saved dtype' -x -a 'keep fp32 fp16 bf16 fp8_e4m3fn fp8_e5m2'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l metadata -d 'Whose metadata an adapter merge keeps' -x -a 'first union none'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l title -d 'modelspec.title of a checkpoint' -x
-complete -c lycotool -n '__fish_seen_subcommand_from merge' -l shard-size -d 'Write a checkpoint as files of at most this size and an index (5GB …' -x
+complete -c lycotool -n '__fish_seen_subcommand_from merge' -l shard-size -d 'Write a checkpoint as files of at most this size and an index' -x
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l verify -d 'Read the output before it gets its name and compare it with float64'
-complete -c lycotool -n '__fish_seen_subcommand_from merge' -l strict -d 'Make warnings errors'
+complete -c lycotool -n '__fish_seen_subcommand_from merge' -l strict -d 'Make warnings errors (exit code 5), before anything is written'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -s n -l dry-run -d 'Plan and report, write nothing'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l json -d 'Print one JSON object on stdout'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -s q -l quiet -d 'Nothing on stderr but errors'
@@ -200,8 +201,8 @@ complete -c lycotool -n '__fish_seen_subcommand_from merge' -l seed -d 'For dare
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l compat -d 'kohya' -x -a 'none kohya'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l concat -d 'With --compat kohya, its --concat'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l rank -d 'Truncate the merged adapter to LoRA factors of this rank' -x
-complete -c lycotool -n '__fish_seen_subcommand_from merge' -l conv-rank -d 'The same for kernels larger than 1' -x
-complete -c lycotool -n '__fish_seen_subcommand_from merge' -l size -d 'Size of the file' -x
+complete -c lycotool -n '__fish_seen_subcommand_from merge' -l conv-rank -d 'Rank of kernels larger than 1' -x
+complete -c lycotool -n '__fish_seen_subcommand_from merge' -l size -d 'Largest size of the file, 32MB (decimal) or 30MiB (binary)' -x
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l error -d 'Relative error of the whole file' -x
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l te -d 'Factor for text encoders' -x
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l unet -d 'Factor for the UNet or transformer' -x
@@ -217,7 +218,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from merge' -l device -d 'Where 
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l allow-pickle -d 'Read .pt, .ckpt and .bin files too (plain tensors only)'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l alpha-zero -d 'What a stored alpha of 0 means' -x -a 'zero rank'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l dora-strength -d 'How DoRA follows a strength other than 1' -x -a 'linear lycoris peft'
-complete -c lycotool -n '__fish_seen_subcommand_from merge' -l dylora-block-size -d 'Block size a LyCORIS DyLoRA was trained with' -x
+complete -c lycotool -n '__fish_seen_subcommand_from merge' -l dylora-block-size -d 'Block size, in ranks, that a LyCORIS DyLoRA was trained with' -x
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l legacy-loha-cp -d 'LoHa with cores trained before LyCORIS 2.0.0'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l glora-old-scale -d 'Scale of old-layout GLoRA' -x -a 'once twice'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -a '(__lycotool_files .safetensors .safetensors.index.json)'
@@ -226,7 +227,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from bake' -s h -l help -d 'Show
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -s o -l output -d 'Where to write' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -s f -l force -d 'Replace an existing output'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l dtype -d 'Saved dtype' -x -a 'keep fp32 fp16 bf16 fp8_e4m3fn fp8_e5m2'
-complete -c lycotool -n '__fish_seen_subcommand_from bake' -l shard-size -d 'Write a checkpoint as files of at most this size and an index (5GB …' -x
+complete -c lycotool -n '__fish_seen_subcommand_from bake' -l shard-size -d 'Write a checkpoint as files of at most this size and an index' -x
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l vae -d 'Replace the checkpoints VAE by this files or folders, in LDM or …' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l verify -d 'Read the output before it gets its name and compare it with float64'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l unbake -d 'Take the adapters out again, and say how exactly'
@@ -236,53 +237,53 @@ complete -c lycotool -n '__fish_seen_subcommand_from bake' -l lbw -d 'Factors by
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l lbw-rule -d 'Factor for layers of some blocks, such as IN05-OUT05:attn:0.5' -x
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l device -d 'Where to compute' -x -a 'auto cpu cuda mps'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l allow-pickle -d 'Read .pt, .ckpt and .bin files too (plain tensors only)'
-complete -c lycotool -n '__fish_seen_subcommand_from bake' -l strict -d 'Make warnings errors'
+complete -c lycotool -n '__fish_seen_subcommand_from bake' -l strict -d 'Make warnings errors (exit code 5), before anything is written'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -s n -l dry-run -d 'Plan and report, write nothing'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l json -d 'Print one JSON object on stdout'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -s q -l quiet -d 'Nothing on stderr but errors'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l alpha-zero -d 'What a stored alpha of 0 means' -x -a 'zero rank'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l dora-strength -d 'How DoRA follows a strength other than 1' -x -a 'linear lycoris peft'
-complete -c lycotool -n '__fish_seen_subcommand_from bake' -l dylora-block-size -d 'Block size a LyCORIS DyLoRA was trained with' -x
+complete -c lycotool -n '__fish_seen_subcommand_from bake' -l dylora-block-size -d 'Block size, in ranks, that a LyCORIS DyLoRA was trained with' -x
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l legacy-loha-cp -d 'LoHa with cores trained before LyCORIS 2.0.0'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l glora-old-scale -d 'Scale of old-layout GLoRA' -x -a 'once twice'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -a '(__lycotool_files .safetensors .safetensors.index.json)'
 
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -s h -l help -d 'Show help and exit'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l rank -d 'New rank' -x
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l conv-rank -d 'The same for kernels larger than 1' -x
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l method -d 'How each modules rank is chosen' -x -a 'fixed threshold sv_ratio sv_cumulative sv_fro sv_knee sv_cumulative_knee sv_rel_decrease'
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l param -d 'The methods parameter' -x
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l size -d 'Size of the file' -x
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l conv-rank -d 'Rank of kernels larger than 1' -x
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l method -d 'How each modules rank is chosen from its singular values' -x -a 'fixed threshold sv_ratio sv_cumulative sv_fro sv_knee sv_cumulative_knee sv_rel_decrease'
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l param -d 'The methods number' -x
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l size -d 'Largest size of the file, 32MB (decimal) or 30MiB (binary)' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l error -d 'Relative error of the whole file' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l to -d 'Convert LoHa and LoKr exactly to LoRA first' -x -a 'keep lora'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l keep-refused -d 'Carry modules that the rules refuse over unchanged'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l split -d 'Slice a DyLoRA into one file per multiple of --unit'
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l unit -d 'The DyLoRAs unit (block size)' -x
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l unit -d 'The DyLoRAs unit (block size), in ranks' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l compat -d 'kohya' -x -a 'none kohya'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -s o -l output -d 'Where to write' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -s f -l force -d 'Replace an existing output'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l dtype -d 'Saved dtype' -x -a 'keep fp32 fp16 bf16 fp8_e4m3fn fp8_e5m2'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l device -d 'Where to compute' -x -a 'auto cpu cuda mps'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l allow-pickle -d 'Read .pt, .ckpt and .bin files too (plain tensors only)'
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l strict -d 'Make warnings errors'
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l strict -d 'Make warnings errors (exit code 5), before anything is written'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -s n -l dry-run -d 'Plan and report, write nothing'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l json -d 'Print one JSON object on stdout'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -s q -l quiet -d 'Nothing on stderr but errors'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l modules -d 'Report every module'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l alpha-zero -d 'What a stored alpha of 0 means' -x -a 'zero rank'
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l dylora-block-size -d 'Block size a LyCORIS DyLoRA was trained with' -x
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l dylora-block-size -d 'Block size, in ranks, that a LyCORIS DyLoRA was trained with' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l legacy-loha-cp -d 'LoHa with cores trained before LyCORIS 2.0.0'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -a '(__lycotool_files .safetensors .safetensors.index.json)'
 
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -s h -l help -d 'Show help and exit'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l algo -d 'What the difference becomes' -x -a 'lora lokr full dora ia3'
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l mode -d 'How each layers rank is chosen' -x -a 'fixed threshold ratio quantile fro full size error'
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l mode -d 'How each layers rank is chosen from its singular values' -x -a 'fixed threshold ratio quantile fro full size error'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l rank -d 'Rank of mode fixed, cap of the others' -x
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l conv-rank -d 'The same for kernels larger than 1' -x
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l param -d 'The modes threshold, ratio, or share' -x
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l conv-param -d 'The same for kernels larger than 1' -x
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l size -d 'File size of mode size' -x
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l error -d 'Relative error of mode error' -x
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l conv-rank -d 'Rank of kernels larger than 1' -x
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l param -d 'The modes number' -x
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l conv-param -d 'The modes number for kernels larger than 1' -x
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l size -d 'Largest file of mode size, 64MB (decimal) or 60MiB (binary)' -x
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l error -d 'Relative error of the whole file, of mode error' -x
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l use-conv-cp -d 'Convolutions with a CP (Tucker) core'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l sparse-bias -d 'Also keep the largest entries that the factors leave'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l sparsity -d 'Share of entries the sparse part leaves out' -x
@@ -290,14 +291,15 @@ complete -c lycotool -n '__fish_seen_subcommand_from extract' -l factor -d 'LoKr
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l dora-axis -d 'Which axis DoRA keeps the norms of' -x -a 'out in'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l include -d 'Only these layers, by adapter or checkpoint name' -x
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l exclude -d 'Not these layers' -x
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l min-diff -d 'Skip layers whose largest difference is no more than this' -x
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l clamp-quantile -d 'Cut the factors at this quantile, as older tools do' -x
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l min-diff -d 'Skip layers whose largest difference of an element is no more than this' -x
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l clamp-quantile -d 'Cut the factors at this quantile of their sizes, as older tools do at …' -x
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l seed -d 'For the random start of the approximation' -x
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -s o -l output -d 'Where to write' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -s f -l force -d 'Replace an existing output'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l dtype -d 'Saved dtype' -x -a 'keep fp32 fp16 bf16 fp8_e4m3fn fp8_e5m2'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l device -d 'Where to compute' -x -a 'auto cpu cuda mps'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l allow-pickle -d 'Read .pt, .ckpt and .bin files too (plain tensors only)'
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l strict -d 'Make warnings errors (exit code 5), before anything is written'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -s n -l dry-run -d 'Plan and report, write nothing'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l json -d 'Print one JSON object on stdout'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -s q -l quiet -d 'Nothing on stderr but errors'
@@ -329,35 +331,37 @@ complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l in-place -d 'Re
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -s f -l force -d 'Replace an existing output'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -s n -l dry-run -d 'Report the edit, write nothing'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l allow-pickle -d 'Read .pt, .ckpt and .bin files too (plain tensors only)'
+complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l strict -d 'Make warnings errors (exit code 5), before anything is written'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l json -d 'Print one JSON object on stdout'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -s q -l quiet -d 'Nothing on stderr but errors'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l alpha-zero -d 'What a stored alpha of 0 means' -x -a 'zero rank'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l dora-strength -d 'How DoRA follows a strength other than 1' -x -a 'linear lycoris peft'
-complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l dylora-block-size -d 'Block size a LyCORIS DyLoRA was trained with' -x
+complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l dylora-block-size -d 'Block size, in ranks, that a LyCORIS DyLoRA was trained with' -x
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l legacy-loha-cp -d 'LoHa with cores trained before LyCORIS 2.0.0'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l glora-old-scale -d 'Scale of old-layout GLoRA' -x -a 'once twice'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -a '(__lycotool_files .safetensors .safetensors.index.json)'
 
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -s h -l help -d 'Show help and exit'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l to -d 'Whose format to write' -x -a 'networks.lora lycoris.kohya locon.locon_kohya lycoris diffusers diffusers-legacy peft comfyui onetrainer ai-toolkit bfl hcp kohya-oft'
-complete -c lycotool -n '__fish_seen_subcommand_from convert' -l from -d 'Whose format the file is in' -x -a 'networks.lora lycoris.kohya locon.locon_kohya lycoris diffusers diffusers-legacy peft comfyui onetrainer ai-toolkit bfl hcp kohya-oft'
+complete -c lycotool -n '__fish_seen_subcommand_from convert' -l from -d 'Whose format the file is in, by the same names' -x -a 'networks.lora lycoris.kohya locon.locon_kohya lycoris diffusers diffusers-legacy peft comfyui onetrainer ai-toolkit bfl hcp kohya-oft'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l arch -d 'The model it is for' -x -a 'sdxl sd1 sd2 chroma flux2 flux1 hunyuan-video-1.5 hunyuan-image hunyuan-video sd3 qwen-image z-image lumina2 anima wan'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l drop -d 'Leave out what the format cannot hold'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l algo -d 'Also change the algorithm' -x -a 'keep lora full'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l rank -d 'Rank of what has no exact LoRA form' -x
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l error -d 'Or its relative error, by module' -x
-complete -c lycotool -n '__fish_seen_subcommand_from convert' -l base -d 'The base, for algorithms that depend on it' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
+complete -c lycotool -n '__fish_seen_subcommand_from convert' -l base -d 'Checkpoint for algorithms whose change depends on it' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l verify -l no-verify -d 'Compare the change of every module with the written files'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -s o -l output -d 'Where to write' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -s f -l force -d 'Replace an existing output'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l dtype -d 'Saved dtype' -x -a 'keep fp32 fp16 bf16 fp8_e4m3fn fp8_e5m2'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l allow-pickle -d 'Read .pt, .ckpt and .bin files too (plain tensors only)'
+complete -c lycotool -n '__fish_seen_subcommand_from convert' -l strict -d 'Make warnings errors (exit code 5), before anything is written'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -s n -l dry-run -d 'Plan and report, write nothing'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l json -d 'Print one JSON object on stdout'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -s q -l quiet -d 'Nothing on stderr but errors'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l modules -d 'Report every module'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l alpha-zero -d 'What a stored alpha of 0 means' -x -a 'zero rank'
-complete -c lycotool -n '__fish_seen_subcommand_from convert' -l dylora-block-size -d 'Block size a LyCORIS DyLoRA was trained with' -x
+complete -c lycotool -n '__fish_seen_subcommand_from convert' -l dylora-block-size -d 'Block size, in ranks, that a LyCORIS DyLoRA was trained with' -x
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l legacy-loha-cp -d 'LoHa with cores trained before LyCORIS 2.0.0'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l glora-old-scale -d 'Scale of old-layout GLoRA' -x -a 'once twice'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -a '(__lycotool_files .safetensors .safetensors.index.json)'

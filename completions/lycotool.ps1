@@ -21,6 +21,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--config' = @{ Help = 'Options as TOML'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '--kohya-config' = @{ Help = 'A training config of sd-scripts (TOML or JSON), with its meaning'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '--print-config' = @{ Help = 'Print all options as TOML, and do nothing else'; Value = $null }
+      '--strict' = @{ Help = 'Make warnings errors (exit code 5), before anything is written'; Value = $null }
       '--json' = @{ Help = 'Print one JSON object on stdout'; Value = $null }
       '-q' = @{ Help = 'Nothing on stderr but errors'; Value = $null }
       '--quiet' = @{ Help = 'Nothing on stderr but errors'; Value = $null }
@@ -215,9 +216,9 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--dtype' = @{ Help = 'Saved dtype'; Value = @{ Words = @('keep', 'fp32', 'fp16', 'bf16', 'fp8_e4m3fn', 'fp8_e5m2') } }
       '--metadata' = @{ Help = 'Whose metadata an adapter merge keeps'; Value = @{ Words = @('first', 'union', 'none') } }
       '--title' = @{ Help = 'modelspec.title of a checkpoint'; Value = @{ Words = @() } }
-      '--shard-size' = @{ Help = 'Write a checkpoint as files of at most this size and an index (5GB …'; Value = @{ Words = @() } }
+      '--shard-size' = @{ Help = 'Write a checkpoint as files of at most this size and an index'; Value = @{ Words = @() } }
       '--verify' = @{ Help = 'Read the output before it gets its name and compare it with float64'; Value = $null }
-      '--strict' = @{ Help = 'Make warnings errors'; Value = $null }
+      '--strict' = @{ Help = 'Make warnings errors (exit code 5), before anything is written'; Value = $null }
       '-n' = @{ Help = 'Plan and report, write nothing'; Value = $null }
       '--dry-run' = @{ Help = 'Plan and report, write nothing'; Value = $null }
       '--json' = @{ Help = 'Print one JSON object on stdout'; Value = $null }
@@ -236,8 +237,8 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--compat' = @{ Help = 'kohya'; Value = @{ Words = @('none', 'kohya') } }
       '--concat' = @{ Help = 'With --compat kohya, its --concat'; Value = $null }
       '--rank' = @{ Help = 'Truncate the merged adapter to LoRA factors of this rank'; Value = @{ Words = @() } }
-      '--conv-rank' = @{ Help = 'The same for kernels larger than 1'; Value = @{ Words = @() } }
-      '--size' = @{ Help = 'Size of the file'; Value = @{ Words = @() } }
+      '--conv-rank' = @{ Help = 'Rank of kernels larger than 1'; Value = @{ Words = @() } }
+      '--size' = @{ Help = 'Largest size of the file, 32MB (decimal) or 30MiB (binary)'; Value = @{ Words = @() } }
       '--error' = @{ Help = 'Relative error of the whole file'; Value = @{ Words = @() } }
       '--te' = @{ Help = 'Factor for text encoders'; Value = @{ Words = @() } }
       '--unet' = @{ Help = 'Factor for the UNet or transformer'; Value = @{ Words = @() } }
@@ -253,7 +254,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--allow-pickle' = @{ Help = 'Read .pt, .ckpt and .bin files too (plain tensors only)'; Value = $null }
       '--alpha-zero' = @{ Help = 'What a stored alpha of 0 means'; Value = @{ Words = @('zero', 'rank') } }
       '--dora-strength' = @{ Help = 'How DoRA follows a strength other than 1'; Value = @{ Words = @('linear', 'lycoris', 'peft') } }
-      '--dylora-block-size' = @{ Help = 'Block size a LyCORIS DyLoRA was trained with'; Value = @{ Words = @() } }
+      '--dylora-block-size' = @{ Help = 'Block size, in ranks, that a LyCORIS DyLoRA was trained with'; Value = @{ Words = @() } }
       '--legacy-loha-cp' = @{ Help = 'LoHa with cores trained before LyCORIS 2.0.0'; Value = $null }
       '--glora-old-scale' = @{ Help = 'Scale of old-layout GLoRA'; Value = @{ Words = @('once', 'twice') } }
     } }
@@ -263,7 +264,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '-f' = @{ Help = 'Replace an existing output'; Value = $null }
       '--force' = @{ Help = 'Replace an existing output'; Value = $null }
       '--dtype' = @{ Help = 'Saved dtype'; Value = @{ Words = @('keep', 'fp32', 'fp16', 'bf16', 'fp8_e4m3fn', 'fp8_e5m2') } }
-      '--shard-size' = @{ Help = 'Write a checkpoint as files of at most this size and an index (5GB …'; Value = @{ Words = @() } }
+      '--shard-size' = @{ Help = 'Write a checkpoint as files of at most this size and an index'; Value = @{ Words = @() } }
       '--vae' = @{ Help = 'Replace the checkpoints VAE by this files or folders, in LDM or …'; Value = @{ Words = @(); Endings = @('.safetensors', '.safetensors.index.json'); Path = $true } }
       '--verify' = @{ Help = 'Read the output before it gets its name and compare it with float64'; Value = $null }
       '--unbake' = @{ Help = 'Take the adapters out again, and say how exactly'; Value = $null }
@@ -273,7 +274,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--lbw-rule' = @{ Help = 'Factor for layers of some blocks, such as IN05-OUT05:attn:0.5'; Value = @{ Words = @() } }
       '--device' = @{ Help = 'Where to compute'; Value = @{ Words = @('auto', 'cpu', 'cuda', 'mps') } }
       '--allow-pickle' = @{ Help = 'Read .pt, .ckpt and .bin files too (plain tensors only)'; Value = $null }
-      '--strict' = @{ Help = 'Make warnings errors'; Value = $null }
+      '--strict' = @{ Help = 'Make warnings errors (exit code 5), before anything is written'; Value = $null }
       '-n' = @{ Help = 'Plan and report, write nothing'; Value = $null }
       '--dry-run' = @{ Help = 'Plan and report, write nothing'; Value = $null }
       '--json' = @{ Help = 'Print one JSON object on stdout'; Value = $null }
@@ -281,21 +282,21 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--quiet' = @{ Help = 'Nothing on stderr but errors'; Value = $null }
       '--alpha-zero' = @{ Help = 'What a stored alpha of 0 means'; Value = @{ Words = @('zero', 'rank') } }
       '--dora-strength' = @{ Help = 'How DoRA follows a strength other than 1'; Value = @{ Words = @('linear', 'lycoris', 'peft') } }
-      '--dylora-block-size' = @{ Help = 'Block size a LyCORIS DyLoRA was trained with'; Value = @{ Words = @() } }
+      '--dylora-block-size' = @{ Help = 'Block size, in ranks, that a LyCORIS DyLoRA was trained with'; Value = @{ Words = @() } }
       '--legacy-loha-cp' = @{ Help = 'LoHa with cores trained before LyCORIS 2.0.0'; Value = $null }
       '--glora-old-scale' = @{ Help = 'Scale of old-layout GLoRA'; Value = @{ Words = @('once', 'twice') } }
     } }
     'resize' = @{ Help = 'Shrink an adapters ranks, losing as little as that rank allows'; Endings = @('.safetensors', '.safetensors.index.json'); Options = [ordered]@{
       '--rank' = @{ Help = 'New rank'; Value = @{ Words = @() } }
-      '--conv-rank' = @{ Help = 'The same for kernels larger than 1'; Value = @{ Words = @() } }
-      '--method' = @{ Help = 'How each modules rank is chosen'; Value = @{ Words = @('fixed', 'threshold', 'sv_ratio', 'sv_cumulative', 'sv_fro', 'sv_knee', 'sv_cumulative_knee', 'sv_rel_decrease') } }
-      '--param' = @{ Help = 'The methods parameter'; Value = @{ Words = @() } }
-      '--size' = @{ Help = 'Size of the file'; Value = @{ Words = @() } }
+      '--conv-rank' = @{ Help = 'Rank of kernels larger than 1'; Value = @{ Words = @() } }
+      '--method' = @{ Help = 'How each modules rank is chosen from its singular values'; Value = @{ Words = @('fixed', 'threshold', 'sv_ratio', 'sv_cumulative', 'sv_fro', 'sv_knee', 'sv_cumulative_knee', 'sv_rel_decrease') } }
+      '--param' = @{ Help = 'The methods number'; Value = @{ Words = @() } }
+      '--size' = @{ Help = 'Largest size of the file, 32MB (decimal) or 30MiB (binary)'; Value = @{ Words = @() } }
       '--error' = @{ Help = 'Relative error of the whole file'; Value = @{ Words = @() } }
       '--to' = @{ Help = 'Convert LoHa and LoKr exactly to LoRA first'; Value = @{ Words = @('keep', 'lora') } }
       '--keep-refused' = @{ Help = 'Carry modules that the rules refuse over unchanged'; Value = $null }
       '--split' = @{ Help = 'Slice a DyLoRA into one file per multiple of --unit'; Value = $null }
-      '--unit' = @{ Help = 'The DyLoRAs unit (block size)'; Value = @{ Words = @() } }
+      '--unit' = @{ Help = 'The DyLoRAs unit (block size), in ranks'; Value = @{ Words = @() } }
       '--compat' = @{ Help = 'kohya'; Value = @{ Words = @('none', 'kohya') } }
       '-o' = @{ Help = 'Where to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '--output' = @{ Help = 'Where to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
@@ -304,7 +305,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--dtype' = @{ Help = 'Saved dtype'; Value = @{ Words = @('keep', 'fp32', 'fp16', 'bf16', 'fp8_e4m3fn', 'fp8_e5m2') } }
       '--device' = @{ Help = 'Where to compute'; Value = @{ Words = @('auto', 'cpu', 'cuda', 'mps') } }
       '--allow-pickle' = @{ Help = 'Read .pt, .ckpt and .bin files too (plain tensors only)'; Value = $null }
-      '--strict' = @{ Help = 'Make warnings errors'; Value = $null }
+      '--strict' = @{ Help = 'Make warnings errors (exit code 5), before anything is written'; Value = $null }
       '-n' = @{ Help = 'Plan and report, write nothing'; Value = $null }
       '--dry-run' = @{ Help = 'Plan and report, write nothing'; Value = $null }
       '--json' = @{ Help = 'Print one JSON object on stdout'; Value = $null }
@@ -312,18 +313,18 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--quiet' = @{ Help = 'Nothing on stderr but errors'; Value = $null }
       '--modules' = @{ Help = 'Report every module'; Value = $null }
       '--alpha-zero' = @{ Help = 'What a stored alpha of 0 means'; Value = @{ Words = @('zero', 'rank') } }
-      '--dylora-block-size' = @{ Help = 'Block size a LyCORIS DyLoRA was trained with'; Value = @{ Words = @() } }
+      '--dylora-block-size' = @{ Help = 'Block size, in ranks, that a LyCORIS DyLoRA was trained with'; Value = @{ Words = @() } }
       '--legacy-loha-cp' = @{ Help = 'LoHa with cores trained before LyCORIS 2.0.0'; Value = $null }
     } }
     'extract' = @{ Help = 'Write the difference of two checkpoints as an adapter'; Endings = @('.safetensors', '.safetensors.index.json'); Options = [ordered]@{
       '--algo' = @{ Help = 'What the difference becomes'; Value = @{ Words = @('lora', 'lokr', 'full', 'dora', 'ia3') } }
-      '--mode' = @{ Help = 'How each layers rank is chosen'; Value = @{ Words = @('fixed', 'threshold', 'ratio', 'quantile', 'fro', 'full', 'size', 'error') } }
+      '--mode' = @{ Help = 'How each layers rank is chosen from its singular values'; Value = @{ Words = @('fixed', 'threshold', 'ratio', 'quantile', 'fro', 'full', 'size', 'error') } }
       '--rank' = @{ Help = 'Rank of mode fixed, cap of the others'; Value = @{ Words = @() } }
-      '--conv-rank' = @{ Help = 'The same for kernels larger than 1'; Value = @{ Words = @() } }
-      '--param' = @{ Help = 'The modes threshold, ratio, or share'; Value = @{ Words = @() } }
-      '--conv-param' = @{ Help = 'The same for kernels larger than 1'; Value = @{ Words = @() } }
-      '--size' = @{ Help = 'File size of mode size'; Value = @{ Words = @() } }
-      '--error' = @{ Help = 'Relative error of mode error'; Value = @{ Words = @() } }
+      '--conv-rank' = @{ Help = 'Rank of kernels larger than 1'; Value = @{ Words = @() } }
+      '--param' = @{ Help = 'The modes number'; Value = @{ Words = @() } }
+      '--conv-param' = @{ Help = 'The modes number for kernels larger than 1'; Value = @{ Words = @() } }
+      '--size' = @{ Help = 'Largest file of mode size, 64MB (decimal) or 60MiB (binary)'; Value = @{ Words = @() } }
+      '--error' = @{ Help = 'Relative error of the whole file, of mode error'; Value = @{ Words = @() } }
       '--use-conv-cp' = @{ Help = 'Convolutions with a CP (Tucker) core'; Value = $null }
       '--sparse-bias' = @{ Help = 'Also keep the largest entries that the factors leave'; Value = $null }
       '--sparsity' = @{ Help = 'Share of entries the sparse part leaves out'; Value = @{ Words = @() } }
@@ -331,8 +332,8 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--dora-axis' = @{ Help = 'Which axis DoRA keeps the norms of'; Value = @{ Words = @('out', 'in') } }
       '--include' = @{ Help = 'Only these layers, by adapter or checkpoint name'; Value = @{ Words = @() } }
       '--exclude' = @{ Help = 'Not these layers'; Value = @{ Words = @() } }
-      '--min-diff' = @{ Help = 'Skip layers whose largest difference is no more than this'; Value = @{ Words = @() } }
-      '--clamp-quantile' = @{ Help = 'Cut the factors at this quantile, as older tools do'; Value = @{ Words = @() } }
+      '--min-diff' = @{ Help = 'Skip layers whose largest difference of an element is no more than this'; Value = @{ Words = @() } }
+      '--clamp-quantile' = @{ Help = 'Cut the factors at this quantile of their sizes, as older tools do at …'; Value = @{ Words = @() } }
       '--seed' = @{ Help = 'For the random start of the approximation'; Value = @{ Words = @() } }
       '-o' = @{ Help = 'Where to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '--output' = @{ Help = 'Where to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
@@ -341,6 +342,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--dtype' = @{ Help = 'Saved dtype'; Value = @{ Words = @('keep', 'fp32', 'fp16', 'bf16', 'fp8_e4m3fn', 'fp8_e5m2') } }
       '--device' = @{ Help = 'Where to compute'; Value = @{ Words = @('auto', 'cpu', 'cuda', 'mps') } }
       '--allow-pickle' = @{ Help = 'Read .pt, .ckpt and .bin files too (plain tensors only)'; Value = $null }
+      '--strict' = @{ Help = 'Make warnings errors (exit code 5), before anything is written'; Value = $null }
       '-n' = @{ Help = 'Plan and report, write nothing'; Value = $null }
       '--dry-run' = @{ Help = 'Plan and report, write nothing'; Value = $null }
       '--json' = @{ Help = 'Print one JSON object on stdout'; Value = $null }
@@ -376,24 +378,25 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '-n' = @{ Help = 'Report the edit, write nothing'; Value = $null }
       '--dry-run' = @{ Help = 'Report the edit, write nothing'; Value = $null }
       '--allow-pickle' = @{ Help = 'Read .pt, .ckpt and .bin files too (plain tensors only)'; Value = $null }
+      '--strict' = @{ Help = 'Make warnings errors (exit code 5), before anything is written'; Value = $null }
       '--json' = @{ Help = 'Print one JSON object on stdout'; Value = $null }
       '-q' = @{ Help = 'Nothing on stderr but errors'; Value = $null }
       '--quiet' = @{ Help = 'Nothing on stderr but errors'; Value = $null }
       '--alpha-zero' = @{ Help = 'What a stored alpha of 0 means'; Value = @{ Words = @('zero', 'rank') } }
       '--dora-strength' = @{ Help = 'How DoRA follows a strength other than 1'; Value = @{ Words = @('linear', 'lycoris', 'peft') } }
-      '--dylora-block-size' = @{ Help = 'Block size a LyCORIS DyLoRA was trained with'; Value = @{ Words = @() } }
+      '--dylora-block-size' = @{ Help = 'Block size, in ranks, that a LyCORIS DyLoRA was trained with'; Value = @{ Words = @() } }
       '--legacy-loha-cp' = @{ Help = 'LoHa with cores trained before LyCORIS 2.0.0'; Value = $null }
       '--glora-old-scale' = @{ Help = 'Scale of old-layout GLoRA'; Value = @{ Words = @('once', 'twice') } }
     } }
     'convert' = @{ Help = 'Write an adapter in another programs format, and verify it'; Endings = @('.safetensors', '.safetensors.index.json'); Options = [ordered]@{
       '--to' = @{ Help = 'Whose format to write'; Value = @{ Words = @('networks.lora', 'lycoris.kohya', 'locon.locon_kohya', 'lycoris', 'diffusers', 'diffusers-legacy', 'peft', 'comfyui', 'onetrainer', 'ai-toolkit', 'bfl', 'hcp', 'kohya-oft') } }
-      '--from' = @{ Help = 'Whose format the file is in'; Value = @{ Words = @('networks.lora', 'lycoris.kohya', 'locon.locon_kohya', 'lycoris', 'diffusers', 'diffusers-legacy', 'peft', 'comfyui', 'onetrainer', 'ai-toolkit', 'bfl', 'hcp', 'kohya-oft') } }
+      '--from' = @{ Help = 'Whose format the file is in, by the same names'; Value = @{ Words = @('networks.lora', 'lycoris.kohya', 'locon.locon_kohya', 'lycoris', 'diffusers', 'diffusers-legacy', 'peft', 'comfyui', 'onetrainer', 'ai-toolkit', 'bfl', 'hcp', 'kohya-oft') } }
       '--arch' = @{ Help = 'The model it is for'; Value = @{ Words = @('sdxl', 'sd1', 'sd2', 'chroma', 'flux2', 'flux1', 'hunyuan-video-1.5', 'hunyuan-image', 'hunyuan-video', 'sd3', 'qwen-image', 'z-image', 'lumina2', 'anima', 'wan') } }
       '--drop' = @{ Help = 'Leave out what the format cannot hold'; Value = $null }
       '--algo' = @{ Help = 'Also change the algorithm'; Value = @{ Words = @('keep', 'lora', 'full') } }
       '--rank' = @{ Help = 'Rank of what has no exact LoRA form'; Value = @{ Words = @() } }
       '--error' = @{ Help = 'Or its relative error, by module'; Value = @{ Words = @() } }
-      '--base' = @{ Help = 'The base, for algorithms that depend on it'; Value = @{ Words = @(); Endings = @('.safetensors', '.safetensors.index.json'); Path = $true } }
+      '--base' = @{ Help = 'Checkpoint for algorithms whose change depends on it'; Value = @{ Words = @(); Endings = @('.safetensors', '.safetensors.index.json'); Path = $true } }
       '--verify' = @{ Help = 'Compare the change of every module with the written files'; Value = $null }
       '--no-verify' = @{ Help = 'Compare the change of every module with the written files'; Value = $null }
       '-o' = @{ Help = 'Where to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }
@@ -402,6 +405,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--force' = @{ Help = 'Replace an existing output'; Value = $null }
       '--dtype' = @{ Help = 'Saved dtype'; Value = @{ Words = @('keep', 'fp32', 'fp16', 'bf16', 'fp8_e4m3fn', 'fp8_e5m2') } }
       '--allow-pickle' = @{ Help = 'Read .pt, .ckpt and .bin files too (plain tensors only)'; Value = $null }
+      '--strict' = @{ Help = 'Make warnings errors (exit code 5), before anything is written'; Value = $null }
       '-n' = @{ Help = 'Plan and report, write nothing'; Value = $null }
       '--dry-run' = @{ Help = 'Plan and report, write nothing'; Value = $null }
       '--json' = @{ Help = 'Print one JSON object on stdout'; Value = $null }
@@ -409,7 +413,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--quiet' = @{ Help = 'Nothing on stderr but errors'; Value = $null }
       '--modules' = @{ Help = 'Report every module'; Value = $null }
       '--alpha-zero' = @{ Help = 'What a stored alpha of 0 means'; Value = @{ Words = @('zero', 'rank') } }
-      '--dylora-block-size' = @{ Help = 'Block size a LyCORIS DyLoRA was trained with'; Value = @{ Words = @() } }
+      '--dylora-block-size' = @{ Help = 'Block size, in ranks, that a LyCORIS DyLoRA was trained with'; Value = @{ Words = @() } }
       '--legacy-loha-cp' = @{ Help = 'LoHa with cores trained before LyCORIS 2.0.0'; Value = $null }
       '--glora-old-scale' = @{ Help = 'Scale of old-layout GLoRA'; Value = @{ Words = @('once', 'twice') } }
     } }

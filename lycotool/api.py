@@ -146,7 +146,9 @@ def convert(adapter: Path, options: ConvertOptions) -> ConvertResult:
     return run(os.fspath(adapter), options)
 
 
-def train(options: TrainOptions, *, force: bool = False, dry_run: bool = False) -> TrainResult:
+def train(
+    options: TrainOptions, *, force: bool = False, dry_run: bool = False, strict: bool = False
+) -> TrainResult:
     """Train an adapter. Needs the extra ``train``.
 
     Raises
@@ -156,7 +158,7 @@ def train(options: TrainOptions, *, force: bool = False, dry_run: bool = False) 
     """
     from lycotool.ops.train import train as run
 
-    return run(options, force=force, dry_run=dry_run)
+    return run(options, force=force, dry_run=dry_run, strict=strict)
 
 
 def _weighted(text: Path) -> AdapterInput:

@@ -7,6 +7,7 @@ longer to declare than Typer to import. ``app`` has them all; so do the completi
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ import typer
 
 from lycotool import __version__
 from lycotool.cli._errors import reported
-from lycotool.cli._light import LightGroup
+from lycotool.cli._parsing import CommandGroup, GroupedCommand
 from lycotool.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def application(needed: Iterable[str] = COMMANDS) -> typer.Typer:
     """
     made = typer.Typer(
         name="lycotool",
-        cls=LightGroup,
+        cls=CommandGroup,
         no_args_is_help=True,
         add_completion=False,  # Typer's own starts Python at every TAB and does not know which files fit
         pretty_exceptions_enable=False,
@@ -115,8 +116,6 @@ def application(needed: Iterable[str] = COMMANDS) -> typer.Typer:
     made.callback(invoke_without_command=True)(_lycotool)
     for name, summary in COMMANDS.items():
         if name in needed:
-            from lycotool.cli._declared import GroupedCommand
-
             module = importlib.import_module(f"lycotool.cli.{name}")
             made.command(name, epilog=module.EPILOG, cls=GroupedCommand)(getattr(module, name))
         else:
@@ -137,6 +136,9 @@ def __getattr__(name: str) -> object:
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="backslashreplace")  # names of files, and Σ
     try:
         application(COMMANDS.keys() & set(sys.argv[1:]))()
     except MemoryError:  # before a command has begun; commands say so themselves

@@ -3,55 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import typer
 
-from lycotool.cli._light import LightCommand
 from lycotool.training.declare import Declared
-
-
-class GroupedCommand(LightCommand):
-    """A command whose help has a section for each panel, and whose errors name the nearest choice."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - Typer's own, not public
-        """Read the arguments; a value that is no choice is answered with the one it resembles."""
-        try:
-            return super().parse_args(ctx, args)
-        except typer.BadParameter as error:
-            error.message = _with_nearest(error.message)
-            raise
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 - Typer's own, not public
-        """Write one section after the other, in the order they first appear."""
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                default = "Options" if parameter.param_type_name == "option" else "Arguments"
-                panel = getattr(parameter, "rich_help_panel", None) or default
-                panels.setdefault(panel, []).append(record)
-        for panel, records in panels.items():
-            with formatter.section(panel):
-                formatter.write_dl(records)
-
-
-def _with_nearest(message: str) -> str:
-    """A parser's message in our words, with the choice that was probably meant.
-
-    >>> _with_nearest("Value error, 'tiess' is not one of 'exact', 'ties'.")
-    "'tiess' is not one of 'exact', 'ties'. Did you mean 'ties'?"
-    """
-    import difflib
-
-    message = message.removeprefix("Value error, ").replace("Input should be a valid", "expected a valid")
-    given, separator, choices = message.partition(" is not one of ")
-    near = (
-        difflib.get_close_matches(given.strip("'"), re.findall(r"'([^']*)'", choices), 1) if separator else []
-    )
-    return f"{message} Did you mean '{near[0]}'?" if near else message
 
 
 def parameters(options: Iterable[Declared]) -> list[inspect.Parameter]:
@@ -108,7 +65,9 @@ def described(entry: Declared) -> str:
     """The help, with unit and default."""
     notes = [entry.unit] if entry.unit else []
     if entry.kind is bool and entry.default is not None:
-        notes.append("default on" if entry.default else "default off")
-    elif entry.default not in (None, ()):
-        notes.append(f"default {entry.default:g}" if entry.kind is float else f"default {entry.default}")
+        notes.append("default: on" if entry.default else "default: off")
+    elif entry.default not in (None, (), ""):
+        notes.append(f"default: {entry.default:g}" if entry.kind is float else f"default: {entry.default}")
+    elif "efault " not in entry.help:
+        notes.append("default: none")
     return f"{entry.help} [{'; '.join(notes)}]" if notes else entry.help

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -31,6 +32,9 @@ from lycotool.errors import (
 )
 
 P = ParamSpec("P")
+
+#: What a full disk behind standard output says; files of our own say it with their names.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 TERMINATED = 143
 
@@ -78,10 +82,15 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(end.exit_code) from None
         except LycotoolError as error:
             _debug()
-            _report(error, _hint(error, command.__name__), as_json=as_json)
+            report(error, _hint(error, command.__name__), as_json=as_json)
             raise typer.Exit(error.exit_code) from None
         except Exception as error:
             _debug()
+            if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                hint = "what was printed is not whole; files that were written are"
+                report(OutputError(f"standard output: {error.strerror}"), hint, as_json=as_json)
+                raise typer.Exit(OutputError.exit_code) from None
             code, text = _unexpected(error)
             _say(text, as_json=as_json)
             raise typer.Exit(code) from None
@@ -118,7 +127,8 @@ def _hint(error: LycotoolError, command: str) -> str:
     return HINTS.get(type(error), f"`lycotool{name} --help` lists arguments and options, with examples")
 
 
-def _report(error: LycotoolError, hint: str, *, as_json: bool) -> None:
+def report(error: LycotoolError, hint: str, *, as_json: bool) -> None:
+    """Print an error on stderr: what, where, and what to do; or one JSON object."""
     if as_json:
         document = {
             "class": type(error).__name__,

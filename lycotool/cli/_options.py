@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from lycotool.errors import UsageError
+
 if TYPE_CHECKING:  # the registry is not needed for --help and completion
     from lycotool.algorithms.base import Reading
     from lycotool.ops._adapter import AdapterInput
@@ -26,7 +28,9 @@ ForceOption = Annotated[
 ]
 DtypeOption = Annotated[
     DTYPES,
-    typer.Option("--dtype", help="Saved dtype; keep is the input's.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--dtype", help="Saved dtype; keep is the input's, tensor by tensor.", rich_help_panel=_OUTPUT
+    ),
 ]
 DryRunOption = Annotated[
     bool,
@@ -34,8 +38,8 @@ DryRunOption = Annotated[
 ]
 StrictOption = Annotated[
     bool,
-    typer.Option("--strict", help="Make warnings errors: unmatched modules, tensors left aside.",
-                 rich_help_panel=_OUTPUT),
+    typer.Option("--strict", help="Make warnings errors (exit code 5), before anything is written.",
+                 rich_help_panel=_REPORT),
 ]  # fmt: skip
 DeviceOption = Annotated[
     str,
@@ -57,12 +61,12 @@ PickleOption = Annotated[
 ]  # fmt: skip
 ShardSizeOption = Annotated[
     str | None,
-    typer.Option("--shard-size", metavar="5GB", rich_help_panel=_OUTPUT, show_default="one file, or as the folder has",
-                 help="Write a checkpoint as files of at most this size and an index (5GB decimal, 5GiB binary)."),
+    typer.Option("--shard-size", metavar="SIZE", rich_help_panel=_OUTPUT, show_default="one file, or as the folder has",
+                 help="Write a checkpoint as files of at most this size and an index: 5GB (decimal) or 5GiB (binary)."),
 ]  # fmt: skip
 VaeOption = Annotated[
     str | None,
-    typer.Option("--vae", metavar="VAE", rich_help_panel=_COMPUTE,
+    typer.Option("--vae", metavar="VAE", rich_help_panel=_COMPUTE, show_default="the checkpoint's",
                  help="Replace the checkpoint's VAE by this file's or folder's, in LDM or diffusers names."),
 ]  # fmt: skip
 VerifyOption = Annotated[
@@ -82,13 +86,13 @@ UnetOption = Annotated[
 ]  # fmt: skip
 LbwOption = Annotated[
     str | None,
-    typer.Option("--lbw", metavar="LIST|PRESET|FILE",
+    typer.Option("--lbw", metavar="LIST|PRESET|FILE", show_default="1 for each block",
                  help="Factors by block: 17 or 26 numbers for SD 1 and 2, 12 or 20 for SDXL, 61 for Flux, or a "
                  "named list such as MIDD, or FILE#NAME; its own: `FILE:lbw=MIDD`.", rich_help_panel=_STRENGTH),
 ]  # fmt: skip
 LbwRuleOption = Annotated[
     list[str] | None,
-    typer.Option("--lbw-rule", metavar="BLOCKS:LAYERS:W", rich_help_panel=_STRENGTH,
+    typer.Option("--lbw-rule", metavar="BLOCKS:LAYERS:W", show_default="none", rich_help_panel=_STRENGTH,
                  help="Factor for layers of some blocks, such as `IN05-OUT05:attn:0.5`; later rules win."),
 ]  # fmt: skip
 AlphaZeroOption = Annotated[
@@ -98,13 +102,14 @@ AlphaZeroOption = Annotated[
 ]  # fmt: skip
 DoraStrengthOption = Annotated[
     Literal["linear", "lycoris", "peft"],
-    typer.Option("--dora-strength", help="How DoRA follows a strength other than 1.",
+    typer.Option("--dora-strength", help="How DoRA follows a strength other than 1: linear scales its change; lycoris scales only the "
+                 "norm, peft inside the norm.",
                  rich_help_panel=_READING),
 ]  # fmt: skip
 DyloraBlockOption = Annotated[
     int,
     typer.Option("--dylora-block-size", min=1, rich_help_panel=_READING,
-                 help="Block size a LyCORIS DyLoRA was trained with; its scale is alpha·block/rank."),
+                 help="Block size, in ranks, that a LyCORIS DyLoRA was trained with; its scale is alpha·block/rank."),
 ]  # fmt: skip
 LohaCpOption = Annotated[
     bool,
@@ -143,11 +148,18 @@ def shard_bytes(text: str | None) -> int | None:
     Raises
     ------
     UsageError
-        If it is no size.
+        If it is no size, or so few bytes that a unit is missing.
     """
     from lycotool.ops._sizes import parse_size
 
-    return None if text is None else parse_size(text)
+    if text is None:
+        return None
+    size = parse_size(text)
+    if text.strip().isdigit() and size < 10**6:
+        raise UsageError(
+            f"--shard-size {text} is {text} bytes", hint=f"did you mean {text}GB? `{text}B` is bytes"
+        )
+    return size
 
 
 def weighted(text: str, *, methods: bool = False) -> AdapterInput:

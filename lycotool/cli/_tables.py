@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from lycotool.cli._text import clean
 
@@ -23,12 +24,27 @@ def console() -> Console:
 
     terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     return Console(
+        file=None if terminal else cast(IO[str], _Trimmed(sys.stdout)),
         width=None if terminal else _UNLIMITED,
         no_color=not terminal or bool(os.environ.get("NO_COLOR")),
         highlight=False,
         markup=False,
         emoji=False,
     )
+
+
+class _Trimmed:
+    """A stream whose lines do not end in spaces, which tables fill their last column with."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(re.sub(r" +(?=\n|$)", "", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
 
 
 def table_of(*columns: str) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
@@ -39,17 +39,33 @@ _FORMAT, _ALGORITHM = "Format", "Algorithm"
 @reported
 def convert(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter; `-` is standard input.")],
-    to: Annotated[FORMATS, typer.Option("--to", help="Whose format to write.", rich_help_panel=_FORMAT)],
+    to: Annotated[
+        FORMATS,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help=f"Whose format to write: {', '.join(get_args(FORMATS))}.",
+            rich_help_panel=_FORMAT,
+        ),
+    ],
     from_: Annotated[
         FORMATS | None,
         typer.Option(
-            "--from", help="Whose format the file is in.", show_default="found out", rich_help_panel=_FORMAT
+            "--from",
+            metavar="FORMAT",
+            help="Whose format the file is in, by the same names.",
+            show_default="found out",
+            rich_help_panel=_FORMAT,
         ),
     ] = None,
     arch: Annotated[
         FAMILIES | None,
         typer.Option(
-            "--arch", help="The model it is for.", show_default="found out", rich_help_panel=_FORMAT
+            "--arch",
+            metavar="MODEL",
+            help=f"The model it is for: {', '.join(get_args(FAMILIES))}.",
+            show_default="found out",
+            rich_help_panel=_FORMAT,
         ),
     ] = None,
     drop: Annotated[
@@ -67,22 +83,31 @@ def convert(
     rank: Annotated[
         int | None,
         typer.Option(
-            "--rank", metavar="N", help="Rank of what has no exact LoRA form.", rich_help_panel=_ALGORITHM
+            "--rank",
+            metavar="N",
+            help="Rank of what has no exact LoRA form.",
+            rich_help_panel=_ALGORITHM,
+            show_default="none",
         ),
     ] = None,
     error: Annotated[
         float | None,
         typer.Option(
-            "--error", metavar="0.05", help="Or its relative error, by module.", rich_help_panel=_ALGORITHM
+            "--error",
+            metavar="0..1",
+            help="Or its relative error, by module.",
+            rich_help_panel=_ALGORITHM,
+            show_default="none",
         ),
     ] = None,
     base: Annotated[
         str | None,
         typer.Option(
             "--base",
-            metavar="CHECKPOINT",
-            help="The base, for algorithms that depend on it.",
+            metavar="CKPT",
+            help="Checkpoint for algorithms whose change depends on it.",
             rich_help_panel=_ALGORITHM,
+            show_default="none",
         ),
     ] = None,
     verify: Annotated[
@@ -98,6 +123,7 @@ def convert(
     force: opt.ForceOption = False,
     dtype: opt.DtypeOption = "keep",
     allow_pickle: opt.PickleOption = False,
+    strict: opt.StrictOption = False,
     dry_run: opt.DryRunOption = False,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
@@ -122,6 +148,7 @@ def convert(
         output=output,
         force=force,
         dtype=dtype,
+        strict=strict,
         dry_run=dry_run,
         allow_pickle=allow_pickle,
         reading=opt.reading(alpha_zero, "linear", dylora_block_size, legacy_loha_cp, glora_old_scale),

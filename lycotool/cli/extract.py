@@ -33,10 +33,20 @@ def extract(
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="The checkpoint after.")],
     algo: Annotated[
         Literal["lora", "lokr", "full", "dora", "ia3"],
-        typer.Option("--algo", help="What the difference becomes.", rich_help_panel=_WHAT),
+        typer.Option(
+            "--algo", help="What the difference becomes: full keeps all of it.", rich_help_panel=_WHAT
+        ),
     ] = "lora",
     mode: Annotated[
-        MODES, typer.Option("--mode", help="How each layer's rank is chosen.", rich_help_panel=_RANKS)
+        MODES,
+        typer.Option(
+            "--mode",
+            metavar="MODE",
+            rich_help_panel=_RANKS,
+            help="How each layer's rank is chosen from its singular values. fixed: `--rank`. threshold: those above "
+            "--param. ratio: those above --param of the largest. quantile: until they hold the share --param of the "
+            "sum. fro: of the Frobenius norm. full: all. size, error: `--size` or `--error` of the whole file.",
+        ),
     ] = "fixed",
     rank: Annotated[
         int | None,
@@ -53,7 +63,7 @@ def extract(
         typer.Option(
             "--conv-rank",
             metavar="N",
-            help="The same for kernels larger than 1.",
+            help="Rank of kernels larger than 1.",
             rich_help_panel=_RANKS,
             show_default="--rank",
         ),
@@ -61,7 +71,11 @@ def extract(
     param: Annotated[
         float | None,
         typer.Option(
-            "--param", metavar="X", help="The mode's threshold, ratio, or share.", rich_help_panel=_RANKS
+            "--param",
+            metavar="X",
+            help="The mode's number: a singular value for threshold, else a share from 0 to 1.",
+            rich_help_panel=_RANKS,
+            show_default="none",
         ),
     ] = None,
     conv_param: Annotated[
@@ -69,18 +83,30 @@ def extract(
         typer.Option(
             "--conv-param",
             metavar="X",
-            help="The same for kernels larger than 1.",
+            help="The mode's number for kernels larger than 1.",
             rich_help_panel=_RANKS,
             show_default="--param",
         ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="64MB", help="File size of mode size.", rich_help_panel=_RANKS),
+        typer.Option(
+            "--size",
+            metavar="SIZE",
+            help="Largest file of mode size, 64MB (decimal) or 60MiB (binary).",
+            rich_help_panel=_RANKS,
+            show_default="none",
+        ),
     ] = None,
     error: Annotated[
         float | None,
-        typer.Option("--error", metavar="0.05", help="Relative error of mode error.", rich_help_panel=_RANKS),
+        typer.Option(
+            "--error",
+            metavar="0..1",
+            help="Relative error of the whole file, of mode error.",
+            rich_help_panel=_RANKS,
+            show_default="none",
+        ),
     ] = None,
     use_conv_cp: Annotated[
         bool,
@@ -97,11 +123,17 @@ def extract(
     sparsity: Annotated[
         float,
         typer.Option(
-            "--sparsity", help="Share of entries the sparse part leaves out.", rich_help_panel=_WHAT
+            "--sparsity",
+            metavar="0..1",
+            help="Share of entries the sparse part leaves out.",
+            rich_help_panel=_WHAT,
         ),
     ] = 0.98,
     factor: Annotated[
-        int, typer.Option("--factor", help="LoKr's factor; -1 splits most equally.", rich_help_panel=_WHAT)
+        int,
+        typer.Option(
+            "--factor", metavar="N", help="LoKr's factor; -1 splits most equally.", rich_help_panel=_WHAT
+        ),
     ] = -1,
     dora_axis: Annotated[
         Literal["out", "in"],
@@ -112,19 +144,27 @@ def extract(
         typer.Option(
             "--include",
             metavar="GLOB",
-            help="Only these layers, by adapter or checkpoint name.",
+            help="Only these layers, by adapter or checkpoint name; can be given several times.",
             rich_help_panel=_WHAT,
+            show_default="all",
         ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option("--exclude", metavar="GLOB", help="Not these layers.", rich_help_panel=_WHAT),
+        typer.Option(
+            "--exclude",
+            metavar="GLOB",
+            help="Not these layers; can be given several times.",
+            rich_help_panel=_WHAT,
+            show_default="none",
+        ),
     ] = None,
     min_diff: Annotated[
         float,
         typer.Option(
             "--min-diff",
-            help="Skip layers whose largest difference is no more than this.",
+            metavar="X",
+            help="Skip layers whose largest difference of an element is no more than this.",
             rich_help_panel=_WHAT,
         ),
     ] = 0.0,
@@ -132,18 +172,27 @@ def extract(
         float | None,
         typer.Option(
             "--clamp-quantile",
-            metavar="0.99",
+            metavar="0..1",
             rich_help_panel=_WHAT,
-            help="Cut the factors at this quantile, as older tools do.",
+            help="Cut the factors at this quantile of their sizes, as older tools do at 0.99.",
             show_default="off",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="For the random start of the approximation.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            help="For the random start of the approximation.",
+            rich_help_panel="Computing",
+        ),
+    ] = 0,
     output: opt.OutputOption = None,
     force: opt.ForceOption = False,
     dtype: opt.DtypeOption = "keep",
     device: opt.DeviceOption = "auto",
     allow_pickle: opt.PickleOption = False,
+    strict: opt.StrictOption = False,
     dry_run: opt.DryRunOption = False,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
@@ -166,6 +215,7 @@ def extract(
         force=force,
         dtype=dtype,
         device=device,
+        strict=strict,
         dry_run=dry_run,
         allow_pickle=allow_pickle,
         algo=algo,

@@ -73,7 +73,7 @@ def inspect(
             metavar="N",
             min=0,
             rich_help_panel=_SHOW,
-            help="Lines of long tables (tags, strongest modules, least alike layers); 0 is all.",
+            help="Lines of long tables (tags, strongest modules, least alike layers); 0 shows all.",
             show_default="20",
         ),
     ] = None,
@@ -91,6 +91,7 @@ def inspect(
             "--compare",
             metavar="ADAPTER",
             rich_help_panel=_MEASURE,
+            show_default="none",
             help="Put another adapter beside this one: cosine, norm ratio, overlap and interference by layer.",
         ),
     ] = None,
@@ -100,6 +101,7 @@ def inspect(
             "--plot",
             metavar="FILE.png|FILE.svg|-",
             rich_help_panel=_MEASURE,
+            show_default="none",
             help="Draw what `--stats` or `--compare` measures; `-` is bars in the terminal.",
         ),
     ] = None,
@@ -109,6 +111,7 @@ def inspect(
             "--base",
             metavar="CKPT",
             rich_help_panel=_MEASURE,
+            show_default="none",
             help="Checkpoint to measure against; DoRA, OFT, BOFT, GLoRA and (IA)³ need it.",
         ),
     ] = None,
@@ -161,15 +164,22 @@ def inspect(
     ] = False,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set a metadata key.", rich_help_panel=_EDIT),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Set a metadata key; can be given several times.",
+            rich_help_panel=_EDIT,
+            show_default="none",
+        ),
     ] = None,
     unset: Annotated[
         list[str] | None,
         typer.Option(
             "--unset",
             metavar="KEY",
-            help="Take a metadata key out, or all that fit a pattern such as `ss_*`.",
+            help="Take a metadata key out, or all that fit a pattern such as `ss_*`; can be given several times.",
             rich_help_panel=_EDIT,
+            show_default="none",
         ),
     ] = None,
     strip_training_data: Annotated[
@@ -206,6 +216,7 @@ def inspect(
         bool, typer.Option("-n", "--dry-run", help="Report the edit, write nothing.", rich_help_panel=_EDIT)
     ] = False,
     allow_pickle: opt.PickleOption = False,
+    strict: opt.StrictOption = False,
     json_output: opt.JsonOption = False,
     quiet: opt.QuietOption = False,
     alpha_zero: opt.AlphaZeroOption = "zero",
@@ -237,7 +248,7 @@ def inspect(
     if editing:
         shown = [("--modules", modules), ("--blocks", blocks), ("--metadata", metadata), ("--tags", tags),
                  ("--hashes", hashes), ("--stats", stats), ("--compare", compare), ("--plot", plot),
-                 ("--check", check), ("--allow-pickle", allow_pickle)]  # fmt: skip
+                 ("--check", check), ("--allow-pickle", allow_pickle), ("--strict", strict)]  # fmt: skip
         _refuse_ignored(False, shown, "shows a file, and editing metadata writes one")
         edit(names, edit_options(set_, unset, strip_training_data, output, in_place, force, dry_run), out)
         return
@@ -252,6 +263,10 @@ def inspect(
     )
     _refuse_ignored(stats or check, [("--sort strength", sort == "strength")], "goes with `--stats`")
     _refuse_ignored(check, [("--sort findings", sort == "findings")], "goes with `--check`")
+    if len(names) > 1 and not json_output:
+        whole = [("--modules", modules), ("--blocks", blocks), ("--metadata", metadata), ("--tags", tags),
+                 ("--hashes", hashes), ("--top", top)]  # fmt: skip
+        _refuse_ignored(False, whole, f"shows one FILE; of {len(names)} it goes with `--json`")
     if len(names) > 1 and (compare is not None or plot is not None):
         raise UsageError(f"{'--compare' if compare else '--plot'} takes one FILE, these are {len(names)}")
     if plot == "-" and json_output:
@@ -269,6 +284,7 @@ def inspect(
         base=base,
         device=device or "auto",
         allow_pickle=allow_pickle,
+        strict=strict,
         reading=opt.reading(alpha_zero, dora_strength, dylora_block_size, legacy_loha_cp, glora_old_scale),
     )
     least = fail_on or "warning"

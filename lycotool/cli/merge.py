@@ -68,7 +68,7 @@ class _Method:
     method: Annotated[
         METHODS | None,
         typer.Option(
-            "--method", rich_help_panel=_METHOD, show_default="exact, or svd with a rank",
+            "--method", metavar="METHOD", rich_help_panel=_METHOD, show_default="exact, or svd with a rank",
             help="How the changes w·ΔW become one. exact: their sum. svd: the sum, truncated. ties: trim, elect "
             "signs, average what agrees. dare: drop at random, rescale, add. dare-ties: drop as dare, then elect "
             "as ties. magnitude-prune: keep the largest, add. della: drop by magnitude rank, then elect as ties. "
@@ -78,7 +78,7 @@ class _Method:
     ] = None  # fmt: skip
     density: Annotated[
         float | None,
-        typer.Option("--density", metavar="0..1", rich_help_panel=_METHOD,
+        typer.Option("--density", metavar="0..1", rich_help_panel=_METHOD, show_default="none",
                      help="Share of each layer's elements to keep; one adapter's own: `FILE:density=0.3`. For ties, "
                      "dare, dare-ties, magnitude-prune, della and breadcrumbs, which need it."),
     ] = None  # fmt: skip
@@ -142,23 +142,23 @@ class _Method:
 class _Ranks:
     rank: Annotated[
         int | None,
-        typer.Option("--rank", metavar="N", rich_help_panel=_RANKS,
+        typer.Option("--rank", metavar="N", rich_help_panel=_RANKS, show_default="what is exact",
                      help="Truncate the merged adapter to LoRA factors of this rank; with `--size` or `--error`, "
                      "the most they choose."),
     ] = None  # fmt: skip
     conv_rank: Annotated[
         int | None,
         typer.Option("--conv-rank", metavar="N", rich_help_panel=_RANKS, show_default="--rank",
-                     help="The same for kernels larger than 1."),
+                     help="Rank of kernels larger than 1."),
     ] = None  # fmt: skip
     size: Annotated[
         str | None,
-        typer.Option("--size", metavar="32MB", rich_help_panel=_RANKS,
-                     help="Size of the file; ranks are spread where they save most."),
+        typer.Option("--size", metavar="SIZE", rich_help_panel=_RANKS, show_default="none",
+                     help="Largest size of the file, 32MB (decimal) or 30MiB (binary); ranks are spread where they save most."),
     ] = None  # fmt: skip
     error: Annotated[
         float | None,
-        typer.Option("--error", metavar="0.05", rich_help_panel=_RANKS,
+        typer.Option("--error", metavar="0..1", rich_help_panel=_RANKS, show_default="none",
                      help="Relative error of the whole file; ranks as small as it allows."),
     ] = None  # fmt: skip
 
@@ -178,7 +178,7 @@ class _Computing:
     ] = False  # fmt: skip
     base_checkpoint: Annotated[
         str | None,
-        typer.Option("--base", metavar="CKPT", rich_help_panel=_COMPUTE,
+        typer.Option("--base", metavar="CKPT", rich_help_panel=_COMPUTE, show_default="none",
                      help="Checkpoint for algorithms whose change depends on it."),
     ] = None  # fmt: skip
     vae: opt.VaeOption = None
@@ -197,14 +197,14 @@ class _Reading:
 class _Recipe:
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", metavar="FILE.toml", rich_help_panel=_RECIPES,
+        typer.Option("--recipe", metavar="FILE.toml", rich_help_panel=_RECIPES, show_default="none",
                      help="Read inputs and options from a TOML file: `inputs = [\"base.safetensors\", "
                      "\"style.safetensors:0.7\"]` and options by their names, as `method = \"ties\"`. What the command "
                      "line says wins; relative paths start at the file's folder."),
     ] = None  # fmt: skip
     replay: Annotated[
         str | None,
-        typer.Option("--replay", metavar="OUTPUT", rich_help_panel=_RECIPES,
+        typer.Option("--replay", metavar="OUTPUT", rich_help_panel=_RECIPES, show_default="none",
                      help="Merge again what OUTPUT's metadata say it was merged from, and compare the bytes (exit code "
                      "10). Inputs must have the hashes recorded. Without `-o` writes OUTPUT-replayed."),
     ] = None  # fmt: skip
@@ -263,7 +263,7 @@ def merge(
     if named:
         recipe = Recipe(tuple(opt.weighted(text, methods=True) for text in named), recipe.values)
     if not recipe.inputs:
-        raise UsageError("Missing argument 'BASE'", hint="name what to merge, or a `--recipe` that does")
+        raise UsageError("missing argument BASE", hint="name what to merge, or a `--recipe` that does")
     plain = {name: value for name, value in defaults.items() if name not in _OTHERS}
     chosen = merge_options({**plain, **recipe.values, **values})
     known = recipe.checked_hashes(allow_pickle=chosen.allow_pickle)

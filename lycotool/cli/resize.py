@@ -42,7 +42,11 @@ def resize(
     rank: Annotated[
         int | None,
         typer.Option(
-            "--rank", metavar="N", help="New rank; with a dynamic method, the cap.", rich_help_panel=_PANEL
+            "--rank",
+            metavar="N",
+            help="New rank; with another method than fixed, the most it may choose.",
+            rich_help_panel=_PANEL,
+            show_default="none",
         ),
     ] = None,
     conv_rank: Annotated[
@@ -51,32 +55,49 @@ def resize(
             "--conv-rank",
             metavar="N",
             rich_help_panel=_PANEL,
-            help="The same for kernels larger than 1.",
+            help="Rank of kernels larger than 1.",
             show_default="--rank",
         ),
     ] = None,
     method: Annotated[
-        METHODS, typer.Option("--method", help="How each module's rank is chosen.", rich_help_panel=_PANEL)
+        METHODS,
+        typer.Option(
+            "--method",
+            metavar="METHOD",
+            rich_help_panel=_PANEL,
+            help="How each module's rank is chosen from its singular values. fixed: `--rank`. threshold: those above "
+            "--param. sv_ratio: those of at least the largest over --param. sv_cumulative, sv_fro: until they hold the share --param of "
+            "the sum, or of the Frobenius norm. sv_knee, sv_cumulative_knee: at the bend of the curve. "
+            "sv_rel_decrease: until one falls below --param of the one before.",
+        ),
     ] = "fixed",
     param: Annotated[
         float | None,
-        typer.Option("--param", metavar="X", help="The method's parameter.", rich_help_panel=_PANEL),
+        typer.Option(
+            "--param",
+            metavar="X",
+            help="The method's number: sv_ratio a ratio of at least 1, threshold a singular value, the others a share from 0 to 1.",
+            rich_help_panel=_PANEL,
+            show_default="none",
+        ),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(
             "--size",
-            metavar="32MB",
+            metavar="SIZE",
             rich_help_panel=_PANEL,
-            help="Size of the file; ranks are spread where they save most.",
+            show_default="none",
+            help="Largest size of the file, 32MB (decimal) or 30MiB (binary); ranks are spread where they save most.",
         ),
     ] = None,
     error: Annotated[
         float | None,
         typer.Option(
             "--error",
-            metavar="0.05",
+            metavar="0..1",
             rich_help_panel=_PANEL,
+            show_default="none",
             help="Relative error of the whole file; ranks as small as it allows.",
         ),
     ] = None,
@@ -102,7 +123,13 @@ def resize(
     ] = False,
     unit: Annotated[
         int | None,
-        typer.Option("--unit", metavar="N", help="The DyLoRA's unit (block size).", rich_help_panel=_PANEL),
+        typer.Option(
+            "--unit",
+            metavar="N",
+            help="The DyLoRA's unit (block size), in ranks.",
+            rich_help_panel=_PANEL,
+            show_default="none",
+        ),
     ] = None,
     compat: Annotated[
         Literal["none", "kohya"],

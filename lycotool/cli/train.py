@@ -40,11 +40,11 @@ OutputOption = Annotated[
 ]  # fmt: skip
 ConfigOption = Annotated[
     str | None,
-    typer.Option("--config", metavar="FILE", help="Options as TOML; those given here win.", rich_help_panel=_CONFIG),
+    typer.Option("--config", metavar="FILE", help="Options as TOML; those given here win.", show_default="none", rich_help_panel=_CONFIG),
 ]  # fmt: skip
 KohyaOption = Annotated[
     str | None,
-    typer.Option("--kohya-config", metavar="FILE", rich_help_panel=_CONFIG,
+    typer.Option("--kohya-config", metavar="FILE", rich_help_panel=_CONFIG, show_default="none",
                  help="A training config of sd-scripts (TOML or JSON), with its meaning; options given here win."),
 ]  # fmt: skip
 PrintOption = Annotated[
@@ -53,7 +53,7 @@ PrintOption = Annotated[
 ]  # fmt: skip
 NetworkArgOption = Annotated[
     list[str] | None,
-    typer.Option("--network-arg", metavar="KEY=VALUE", rich_help_panel="Network",
+    typer.Option("--network-arg", metavar="KEY=VALUE", rich_help_panel="Network", show_default="none",
                  help="A network argument by the name sd-scripts or LyCORIS has for it; may be given several times."),
 ]  # fmt: skip
 
@@ -69,6 +69,7 @@ def train(
     print_config: bool,
     network_arg: list[str] | None,
     dry_run: bool,
+    strict: bool,
     json_output: bool,
     quiet: bool,
     **given: Any,  # noqa: ANN401 - one value per declared option
@@ -88,7 +89,7 @@ def train(
         return
     out = Output(json=json_output, quiet=quiet)
     with TrainProgress(out) as progress:
-        result = run(options, force=force, dry_run=dry_run, observer=progress)
+        result = run(options, force=force, dry_run=dry_run, strict=strict, observer=progress)
     show_train(out, result)
 
 
@@ -159,6 +160,7 @@ def _signature() -> inspect.Signature:
         ("config_file", ConfigOption, None),
         ("kohya_config", KohyaOption, None),
         ("print_config", PrintOption, False),
+        ("strict", opt.StrictOption, False),
         ("json_output", opt.JsonOption, False),
         ("quiet", opt.QuietOption, False),
         ("network_arg", NetworkArgOption, None),

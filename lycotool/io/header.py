@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import string
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -118,6 +119,9 @@ def read_header(file: BinaryIO, size: int, path: str | Path) -> Header:
     return Header(tensors, metadata, 8 + length)
 
 
+_PRINTED = frozenset(string.printable.encode())
+
+
 def _look_alike(start: bytes) -> str | None:
     """Say what a file that is not safetensors probably is."""
     text = start.lstrip().lower()
@@ -131,6 +135,8 @@ def _look_alike(start: bytes) -> str | None:
         return "this is a PyTorch pickle"
     if start.startswith(b"GGUF"):
         return "this is a GGUF file"
+    if all(byte in _PRINTED for byte in start[:64]):  # a length has bytes of 0
+        return "this is a text file"
     return None
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lycotool.errors import BadInputError, IncompatibleError, ResourceError, UnsafeError, UsageError
+from lycotool.io.nearest import nearest_file
 from lycotool.io.pickles import PickleFile, is_pickle
 from lycotool.io.preflight import reason_of
 from lycotool.io.store import Entry, SafetensorsFile, TensorFile, TensorStore, unreadable
@@ -65,13 +66,13 @@ def open_store(name: str, *, allow_pickle: bool = False) -> TensorStore:
         A damaged file; a pickle or a shard path that leaves its folder.
     """
     if name == "-":
-        return _single(_spool_stdin(), shown_as="-", allow_pickle=False)
+        return _single(_stdin_once(), shown_as="-", allow_pickle=False)
     path = Path(name)
     try:
         if path.is_symlink() and not path.exists():
             raise UsageError("this symlink leads nowhere", path=name)
         if not path.exists():
-            raise UsageError("no such file", path=name, hint=_nearest(path))
+            raise UsageError("no such file", path=name, hint=nearest_file(path))
     except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
         raise UsageError(f"no file can have this name: {error}", path=name[:200]) from None
     if path.is_dir():
@@ -116,6 +117,19 @@ def _open_file(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorFile:
         return SafetensorsFile(path, shown_as=shown_as)
     except OSError as error:
         raise unreadable(error, shown_as) from None
+
+
+#: Standard input that was read: it comes once.
+_read: list[object] = []
+
+
+def _stdin_once() -> Path:
+    if any(stream is sys.stdin for stream in _read) and sys.stdin is not None:
+        raise UsageError("standard input was read already: `-` can stand for one file", path="-",
+                         hint="name the others, or use a shell's `<(…)`")  # fmt: skip
+    path = _spool_stdin()
+    _read[:] = [sys.stdin]
+    return path
 
 
 def _spool_stdin() -> Path:
@@ -285,15 +299,3 @@ def read_json(path: Path) -> dict[str, object]:
     if not isinstance(document, dict):
         raise BadInputError("the JSON is not an object", path=path)
     return document
-
-
-def _nearest(path: Path) -> str:
-    """A hint with the name beside a missing file that is most like its own."""
-    import difflib
-
-    try:
-        names = sorted(entry.name for entry in path.parent.iterdir())
-    except OSError:
-        return f"there is no folder {path.parent} here"
-    near = difflib.get_close_matches(path.name, names, 1)
-    return f"did you mean {path.with_name(near[0])}?" if near else f"paths start at {Path.cwd()}"

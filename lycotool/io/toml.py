@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lycotool.errors import BadInputError, UsageError
+from lycotool.io.nearest import nearest_file
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         document: dict[str, Any] = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         return document
     except FileNotFoundError:
-        raise UsageError("no such file", path=path) from None
+        raise UsageError("no such file", path=path, hint=nearest_file(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"cannot be read: {error}", path=path) from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:

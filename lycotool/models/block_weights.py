@@ -9,7 +9,7 @@ embeddings, the last convolution) are left at 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lycotool.models.families import FAMILIES
@@ -143,6 +143,7 @@ class BlockWeights:
         if weights is not None:
             given = dict(zip(layouts[len(weights)], weights, strict=True))
             self._weights = {label: given.get(label, 0.0) for label in self._order}
+        self._texts = tuple(rules)
         self._rules = [self._rule(text) for text in rules]
         self._labels = BlockLabels(family)
 
@@ -156,6 +157,15 @@ class BlockWeights:
             if rule.applies(block, path):
                 factor = rule.factor
         return factor
+
+    def idle_rules(self, modules: Iterable[str]) -> list[str]:
+        """The rules that are for none of these modules."""
+        places = [self._labels.place(module) for module in modules]
+        return [
+            text
+            for text, rule in zip(self._texts, self._rules, strict=True)
+            if not any(block is not None and rule.applies(block, path) for block, path in places)
+        ]
 
     def _rule(self, text: str) -> LayerRule:
         fields = text.split(":")
@@ -176,7 +186,9 @@ class BlockWeights:
         first, dash, last = text.upper().partition("-")
         for label in (first, last) if dash else (first,):
             if label not in self._order:
-                raise ValueError(f"no such block: {label}; they are {', '.join(self._order)}")
+                raise ValueError(
+                    f"no such block: {label}{_meant(label, self._order)}; they are {', '.join(self._order)}"
+                )
         start = self._order.index(first)
         return self._order[start : self._order.index(last) + 1] if dash else [first]
 
@@ -185,6 +197,13 @@ def _negated(field: str) -> tuple[bool, list[str]]:
     words = field.split()
     is_negated = bool(words) and words[0].upper() == "NOT"
     return is_negated, words[1:] if is_negated else words
+
+
+def _meant(text: str, known: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(text.upper(), list(known), 1)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def parse_weights(text: str) -> list[float]:
@@ -199,12 +218,9 @@ def parse_weights(text: str) -> list[float]:
     try:
         weights = [float(item) for item in listed.split(",")]
     except ValueError:
-        import difflib
-
-        near = difflib.get_close_matches(text.upper(), PRESETS, 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = _meant(text, PRESETS)
         raise ValueError(
-            f"{text[:80]} is no list of block weights and no preset: {', '.join(PRESETS)}{meant}"
+            f"{text[:80]} is no list of block weights and no preset{meant}; they are {', '.join(PRESETS)}"
         ) from None
     if not all(math.isfinite(weight) for weight in weights):
         raise ValueError(f"block weights must be finite: {text[:80]}")

@@ -11,7 +11,7 @@ from lycotool.errors import IncompatibleError, LycotoolError
 from lycotool.io.store import TensorStore
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex, Param
 from lycotool.ops._adapter import Adapter, AdapterModule
-from lycotool.ops._common import AdapterReport, count_labels, listed
+from lycotool.ops._common import AdapterReport, count_labels, listed, refuse_warnings
 from lycotool.ops._strengths import Weighted
 
 
@@ -62,12 +62,11 @@ def make_plan(store: TensorStore, adapters: Sequence[Weighted], *, sign: float, 
     """
     matcher = _Matcher(store, LayerIndex(store.shapes))
     reports = tuple(_match(weighted, sign, matcher) for weighted in adapters)
-    warnings = [warning for a in adapters for warning in a.adapter.warnings]
+    warnings = [warning for a in adapters for warning in a.warnings]
     warnings += store.warnings
     warnings += _check_matches(reports, strict)
-    if strict and warnings:
-        raise IncompatibleError("`--strict` makes warnings errors", details=warnings)
     warnings += [note for a in adapters for note in a.adapter.notes]
+    refuse_warnings(warnings, strict=strict)
     return Plan(matcher.edits, reports, tuple(warnings))
 
 

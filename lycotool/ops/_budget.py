@@ -40,6 +40,7 @@ def ranks_for_size(
     """
     least = at_rank_1 + _HEADER_SLACK
     if least > size:
-        raise IncompatibleError(f"{size} bytes are too few: rank 1 of every module needs {least}", path=path)
+        raise IncompatibleError(f"{size} bytes are too few: rank 1 of every module needs {least}", path=path,
+                                hint=f"`--size {-(-least // 1000)}KB` is the least")  # fmt: skip
     budget = sum(costs) + size - least - 8 * len(values)
     return ranks.allocate(values, costs, caps=caps, budget=max(budget, sum(costs)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from lycotool import __version__
 from lycotool.algorithms.base import DEFAULT_READING, Reading
-from lycotool.errors import NumericError, UsageError
+from lycotool.errors import IncompatibleError, NumericError, UsageError
 from lycotool.errors import listed as listed
 from lycotool.io.dtypes import FLOATING, OPTION_DTYPES, to_torch
 from lycotool.io.dtypes import as_bytes as as_bytes
@@ -36,6 +36,23 @@ class WriteOptions:
     dry_run: bool = False
     allow_pickle: bool = False
     reading: Reading = DEFAULT_READING
+
+
+def refuse_warnings(warnings: Sequence[str], *, strict: bool, path: str | None = None) -> None:
+    """What ``--strict`` means: a warning is an error.
+
+    Raises
+    ------
+    IncompatibleError
+        With ``strict``, naming every warning.
+    """
+    if strict and warnings:
+        raise IncompatibleError(
+            "`--strict` makes warnings errors",
+            path=path,
+            details=listed(warnings),
+            hint="leave `--strict` out to go on all the same",
+        )
 
 
 class Progress(Protocol):

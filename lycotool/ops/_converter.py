@@ -21,7 +21,7 @@ from lycotool.lazy import torch
 from lycotool.models.families import FAMILIES
 from lycotool.models.layers import AmbiguousNameError, LayerIndex
 from lycotool.ops._adapter import Adapter, AdapterModule, read_adapter
-from lycotool.ops._common import Progress, as_bytes
+from lycotool.ops._common import Progress, as_bytes, refuse_warnings
 from lycotool.ops._convert_forms import (
     Form,
     approximated,
@@ -125,6 +125,7 @@ class Converter:
 
     def run(self, plan: Plan, output: str) -> ConvertResult:
         """Make every module, write, verify, and only then give the output its name."""
+        refuse_warnings(self._warnings, strict=self._options.strict)
         target = self._prepare(output)
         self._faults |= plan.faults | self._left_over()
         self._progress.start("convert", self._adapter.store.nbytes)
@@ -147,6 +148,12 @@ class Converter:
         if not self._options.dry_run:
             differences = self._write(target, file, tensors, config, made)
         return self._result(output, made, file.nbytes, differences)
+
+    @property
+    def _warnings(self) -> tuple[str, ...]:
+        """Those of the adapter, but for tensors left aside, which are errors here."""
+        adapter = self._adapter
+        return (*(text for text in adapter.warnings if not text.endswith("left aside")), *adapter.notes)
 
     def tensors(self, plan: Plan) -> dict[str, Tensor]:
         """The modules' tensors by key, nothing written.
@@ -474,8 +481,7 @@ class Converter:
             verified=differences is not None,
             largest_difference=max(found.values()) if found else None,
             nbytes=nbytes,
-            warnings=tuple(w for w in self._adapter.warnings if not w.endswith("left aside"))
-            + self._adapter.notes,
+            warnings=self._warnings,
             dry_run=self._options.dry_run,
         )
 

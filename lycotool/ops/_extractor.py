@@ -128,6 +128,8 @@ class Extractor:
         How much of the difference that is.
     skipped
         Layers that are not in the adapter, by reason.
+    warnings
+        What was asked for and had no effect.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class Extractor:
         self.modules: list[ModuleExtract] = []
         self.energy = Energy()
         self.skipped = self._pairs.skipped
+        self.warnings = self._pairs.warnings
 
     def run(self) -> dict[str, Tensor]:
         """The adapter's tensors by key.
@@ -361,6 +364,7 @@ class Extractor:
                 raise IncompatibleError(
                     f"{self._options.size} bytes are too few: rank 1 of every layer needs {least}",
                     path=self._tuned.path,
+                    hint=f"`--size {-(-least // 1000)}KB` is the least",
                 )
             budget = sum(costs) + self._options.size - least
             picked = ranks.allocate(values, costs, caps=caps, budget=budget)

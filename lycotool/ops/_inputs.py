@@ -36,6 +36,8 @@ def parse_input(text: str, *, methods: bool = False) -> AdapterInput:
             break
         own.setdefault(name, value)
         path = head
+    if path != "-":
+        _check_parts(path)
     head, colon, tail = path.rpartition(":")
     strength = 1.0
     if colon and head and not exists(path):
@@ -52,6 +54,55 @@ def parse_input(text: str, *, methods: bool = False) -> AdapterInput:
         name: _number(own[name], name, path) if name in own else None for name in (*_FACTORS, *OWN_OPTIONS)
     }
     return AdapterInput(path, strength, lbw=own.get("lbw"), **numbers)
+
+
+def _check_parts(text: str) -> None:
+    """Refuse what follows a file that is there, or stands alone, and is no strength.
+
+    Raises
+    ------
+    UsageError
+        Saying what it could be.
+    """
+    if exists(text):
+        return
+    pieces = text.split(":")
+    starts = [":".join(pieces[:count]) for count in range(1, len(pieces))]
+    file = next((start for start in reversed(starts) if start == "-" or exists(start)), None)
+    if file is None:
+        if _is_number(text):
+            raise UsageError(f"{text} is no file", hint=f"a strength stands with its file: FILE:{text}")
+        return
+    import difflib
+
+    for piece in text[len(file) + 1 :].split(":"):
+        name, equals, _ = piece.partition("=")
+        if equals:
+            near = difflib.get_close_matches(name, (*_FACTORS, "lbw", *OWN_OPTIONS), 1, 0.5)
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"one of {', '.join((*_FACTORS, 'lbw', *OWN_OPTIONS))}"
+            )
+            if name not in (*_FACTORS, "lbw", *OWN_OPTIONS):
+                raise UsageError(f"{name}= is nothing an adapter has", path=file, hint=hint)
+        elif not _is_number(piece):
+            point = piece.replace(",", ".")
+            raise UsageError(
+                f"{piece!r} is no strength",
+                path=file,
+                hint=f"did you mean {file}:{point}?"
+                if _is_number(point)
+                else f"a number, such as {file}:0.7",
+            )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _number(text: str, name: str, path: str) -> float:

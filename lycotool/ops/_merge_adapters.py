@@ -10,7 +10,7 @@ from lycotool.errors import IncompatibleError
 from lycotool.formats.keys import SPELLED
 from lycotool.io.store import TensorStore
 from lycotool.io.writer import FilePlan, TensorPlan, prepare_output, write_file
-from lycotool.ops._common import AdapterReport, Progress, as_bytes, check_suffix
+from lycotool.ops._common import AdapterReport, Progress, as_bytes, check_suffix, refuse_warnings
 from lycotool.ops._merge_kohya import check_kohya, kohya_factors
 from lycotool.ops._merge_options import MergeOptions
 from lycotool.ops._merge_parts import Group, by_layer
@@ -74,10 +74,9 @@ def merge_adapters(
         if output == "-" and options.dry_run
         else prepare_output(output, inputs=inputs, force=options.force)
     )
-    warnings = [warning for a in adapters for warning in a.adapter.warnings]
-    if options.strict and warnings:
-        raise IncompatibleError("`--strict` makes warnings errors", details=warnings)
+    warnings = [warning for a in adapters for warning in a.warnings]
     warnings += [note for a in adapters for note in a.adapter.notes]
+    refuse_warnings(warnings, strict=options.strict)
 
     first = adapters[0].adapter
     groups = by_layer(adapters)
@@ -119,6 +118,7 @@ def merge_adapters(
             kohya = kohya_factors(group, merger, concat=options.concat) if options.compat == "kohya" else None
             modules.append((group, merger.merge(group) if kohya is None else merger.as_stored(group, *kohya)))
             progress.advance(group.nbytes)
+    refuse_warnings(merger.warnings, strict=options.strict)
     plan = file_of(modules)
     verified = None
     if not options.dry_run:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lycotool.errors import IncompatibleError
+from lycotool.errors import IncompatibleError, UsageError
 from lycotool.io.dtypes import FLOATING
 from lycotool.io.store import TensorStore
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex
@@ -47,10 +47,11 @@ class Pair:
 
 @dataclass(slots=True)
 class Pairs:
-    """The pairs to compare, and the layers left out, by reason."""
+    """The pairs to compare, the layers left out, by reason, and what was asked for in vain."""
 
     chosen: list[Pair] = field(default_factory=list)
     skipped: dict[str, list[str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def skip(self, reason: str, path: str) -> None:
         """Note a layer that is left out."""
@@ -71,11 +72,14 @@ def pair_layers(
     ------
     IncompatibleError
         If they are not of one model, naming the first layers that differ.
+    UsageError
+        If the patterns leave nothing.
     """
     ours, theirs = _aligned(_places(base), _places(tuned))
     _check_same_model(ours, theirs, base.path, tuned.path)
     names = KohyaNames.of(component for component, _ in ours)
     pairs = Pairs()
+    eligible: list[Pair] = []
     for place, layer in ours.items():
         component, path = place
         if place not in theirs:
@@ -89,7 +93,11 @@ def pair_layers(
             pairs.skip("a single number", layer.path)
         elif not dtypes <= FLOATING:
             pairs.skip("not a floating-point weight", layer.path)
-        elif not _is_chosen(pair, include, exclude):
+        else:
+            eligible.append(pair)
+    for pair in eligible:
+        layer = pair.base
+        if not _is_chosen(pair, include, exclude):
             pairs.skip("left out by --include or --exclude", layer.path)
         else:
             if (pair.base.bias is None) != (pair.tuned.bias is None):
@@ -98,7 +106,21 @@ def pair_layers(
     for place, layer in theirs.items():
         if place not in ours:
             pairs.skip("in one checkpoint only", layer.path)
+    if eligible and not pairs.chosen:
+        raise UsageError(
+            "`--include` and `--exclude` leave no layer", path=tuned.path, hint=_named(eligible[0])
+        )
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        pairs.warnings += [
+            f"`--{option} {pattern}` fits no layer; {_named(eligible[0])}"
+            for pattern in patterns
+            if eligible and not any(_fits(pair, [pattern]) for pair in eligible)
+        ]
     return pairs
+
+
+def _named(pair: Pair) -> str:
+    return f"layers are named as {pair.name} or {pair.base.path}"
 
 
 def _places(store: TensorStore) -> Places:
@@ -177,8 +199,9 @@ def _is_weight(layer: Layer) -> bool:
 
 
 def _is_chosen(pair: Pair, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    def hit(patterns: Sequence[str]) -> bool:
-        names = (pair.name, pair.base.path)
-        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    return (not include or _fits(pair, include)) and not _fits(pair, exclude)
 
-    return (not include or hit(include)) and not hit(exclude)
+
+def _fits(pair: Pair, patterns: Sequence[str]) -> bool:
+    names = (pair.name, pair.base.path)
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)

@@ -38,6 +38,7 @@ from lycotool.ops._common import (
     check_suffix,
     count_labels,
     provenance,
+    refuse_warnings,
     saved_dtype,
 )
 from lycotool.ops._render import (
@@ -215,6 +216,7 @@ class Resizer:
         carried = [module for module in adapter.modules.values() if module.name not in names]
         picked = self._ranks(candidates, carried)
         reports = tuple(_report(candidate, rank) for candidate, rank in zip(candidates, picked, strict=True))
+        refuse_warnings(self._warnings, strict=options.strict)
         tensors, plan = self._build(candidates, picked, carried)
         if not options.dry_run:
             write_file(target, plan, lambda key: [as_bytes(tensors[key])])

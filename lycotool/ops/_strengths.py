@@ -63,6 +63,13 @@ class Weighted:
         return self.strength * factor * (1.0 if self.blocks is None else self.blocks.factor(module))
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """The adapter's, and of rules that are for none of its layers."""
+        idle = [] if self.blocks is None else self.blocks.idle_rules(self.adapter.modules)
+        rules = (f"{self.adapter.path}: `--lbw-rule {rule}` is for no layer of it" for rule in idle)
+        return (*self.adapter.warnings, *rules)
+
+    @property
     def recipe(self) -> dict[str, object]:
         """What provenance says of it."""
         found: dict[str, object] = {"file": Path(self.adapter.path).name, "strength": self.strength}

@@ -88,6 +88,8 @@ def _check_options(options: ConvertOptions) -> None:
     ):  # fmt: skip
         if value is not None and value not in known:
             raise UsageError(f"{option}: no such name: {value}", hint="one of " + ", ".join(known))
+    if options.drop and options.strict:
+        raise UsageError("`--drop` leaves out what `--strict` makes an error", hint="give one of them")
     if options.rank is not None and options.rank < 1:
         raise UsageError(f"--rank is {options.rank}, the smallest rank is 1")
     if options.error is not None and not (0 <= options.error < 1 and math.isfinite(options.error)):

@@ -26,6 +26,7 @@ from lycotool.ops._common import (
     as_bytes,
     check_suffix,
     default_name,
+    refuse_warnings,
 )
 from lycotool.ops._extractor import Extractor, ModuleExtract
 from lycotool.ops._forms import MODE_RULES
@@ -120,6 +121,8 @@ def extract(
         before, after = (dequantised(store) for store in stores)
         extractor = Extractor(before, after, options, progress or NoProgress())
         tensors = extractor.run()
+        warnings = (*(warning for store in stores for warning in store.warnings), *extractor.warnings)
+        refuse_warnings(warnings, strict=options.strict)
         plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
         plan = FilePlan(plans, extractor.metadata(), hashed=True)
         if not options.dry_run:
@@ -132,7 +135,7 @@ def extract(
             relative_error=math.sqrt(max(0.0, 1 - captured["all"])),
             skipped={reason: tuple(names) for reason, names in extractor.skipped.items()},
             nbytes=plan.nbytes,
-            warnings=tuple(warning for store in stores for warning in store.warnings),
+            warnings=warnings,
             dry_run=options.dry_run,
         )
 

@@ -21,7 +21,7 @@ from lycotool.io.store import TensorStore
 from lycotool.models.architecture import guess_architecture, guess_checkpoint
 from lycotool.models.naming import split_path
 from lycotool.ops._adapter import Adapter, is_adapter, read_adapter
-from lycotool.ops._common import NoProgress, Progress
+from lycotool.ops._common import NoProgress, Progress, refuse_warnings
 from lycotool.ops._inspect_rows import (
     COMPONENT_NAMES,
     AlgorithmRow,
@@ -82,6 +82,8 @@ class InspectOptions:
         depends on them need it.
     device
         Where changes are measured; see :func:`lycotool.devices.resolve_device`.
+    strict
+        Make warnings errors.
     """
 
     modules: bool = False
@@ -94,6 +96,7 @@ class InspectOptions:
     base: str | None = None
     device: str = "auto"
     allow_pickle: bool = False
+    strict: bool = False
     reading: Reading = DEFAULT_READING
 
 
@@ -146,6 +149,7 @@ def inspect(
     with open_store(name, allow_pickle=options.allow_pickle) as store, ExitStack() as files:
         adapter = read_adapter(store, reading=options.reading) if is_adapter(store) else None
         report = _report(store, adapter)
+        refuse_warnings(report.warnings, strict=options.strict, path=name)
         base = None
         if options.base is not None and adapter is not None:
             base = files.enter_context(open_store(options.base, allow_pickle=options.allow_pickle))

@@ -20,6 +20,7 @@ from lycotool.ops._common import (
     Progress,
     WriteOptions,
     default_name,
+    refuse_warnings,
 )
 from lycotool.ops._naming import shared_layers
 from lycotool.ops._resizer import ModuleResize, Resizer, ResizeResult, distribution, ending
@@ -72,8 +73,7 @@ def resize(adapter: str, options: ResizeOptions, *, progress: Progress | None = 
         store = files.enter_context(open_store(adapter, allow_pickle=options.allow_pickle))
         opened = read_adapter(store, reading=options.reading)
         opened.require_sound()
-        if options.strict and opened.warnings:
-            raise IncompatibleError("`--strict` makes warnings errors", details=opened.warnings)
+        refuse_warnings((*opened.warnings, *opened.notes), strict=options.strict)
         _check_layers(opened)
         if options.split:
             return _split(opened, options)

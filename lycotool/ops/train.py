@@ -14,7 +14,7 @@ from lycotool.io.open import open_store
 from lycotool.io.writer import prepare_output
 from lycotool.lazy import torch
 from lycotool.ops._adapter import read_adapter
-from lycotool.ops._common import check_suffix, default_name
+from lycotool.ops._common import check_suffix, default_name, refuse_warnings
 from lycotool.ops.convert import ConvertOptions, convert
 from lycotool.ops.resize import ResizeOptions, resize
 from lycotool.training.observe import Observer, Observers, StepRecord
@@ -109,6 +109,7 @@ def train(
     *,
     force: bool = False,
     dry_run: bool = False,
+    strict: bool = False,
     observer: Observer | None = None,
 ) -> TrainResult:
     """Train an adapter.
@@ -119,6 +120,8 @@ def train(
         Replace an existing output.
     dry_run
         Read base and data, plan, and write nothing.
+    strict
+        Make warnings errors, before a step is made.
 
     Raises
     ------
@@ -127,6 +130,7 @@ def train(
     LycotoolError
         As the parts say.
     """
+    _check_names(options)
     require_libraries()
     from lycotool.training.memory.choice import choose_memory
     from lycotool.training.memory.exhausted import explained
@@ -143,6 +147,7 @@ def train(
         choice = choose_memory(ready)
         ready = choice.ready
     plan = _describe(ready, choice, str(output))
+    refuse_warnings(plan.warnings, strict=strict)
     for warning in plan.warnings:
         observer.warning(warning)
     observer.planned(plan)
@@ -227,6 +232,21 @@ def _run(
         seconds=time.perf_counter() - clock,
         dry_run=False,
     )
+
+
+def _check_names(options: TrainOptions) -> None:
+    """Refuse a mistyped optimizer or preset before anything is loaded.
+
+    Raises
+    ------
+    UsageError
+        With the nearest name.
+    """
+    from lycotool.training.optimizers.known import find
+    from lycotool.training.presets import read_preset
+
+    find(options.optimizer.optimizer)
+    read_preset(options.network.preset)
 
 
 def require_libraries() -> None:

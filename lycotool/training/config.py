@@ -66,7 +66,8 @@ def build(values: Mapping[str, Any]) -> TrainOptions:
     for name in ("base", "dataset"):
         if not values.get(name):
             raise UsageError(
-                f"no {name.upper()}", hint=f"name it on the command line, or as `{name}` in the config file"
+                f"missing argument {name.upper()}",
+                hint=f"name it on the command line, or as `{name}` in the config file",
             )
     known = all_options()
     parts: dict[str, dict[str, Any]] = {group: {} for group in groups()}
@@ -117,7 +118,7 @@ def _take(name: str, value: object, values: dict[str, Any], faults: list[str], p
         return
     entry = all_options().get(name)
     if entry is None:
-        faults.append(f"{place}{name}: unknown{nearest(name, [*all_options(), *TOP])}")
+        faults.append(f"{place}{name}: unknown{nearest(name, [*all_options(), *TOP, *groups()])}")
     elif name in values:
         faults.append(f"{place}{name}: given twice")
     else:

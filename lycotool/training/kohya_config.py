@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lycotool.errors import BadInputError, UsageError
+from lycotool.io.nearest import nearest_file
 from lycotool.io.toml import read_toml
 from lycotool.training.config import all_options, convert, nearest
 from lycotool.training.network_options import parse_argument
@@ -98,7 +99,7 @@ def _document(path: str) -> dict[str, Any]:
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UsageError("no such file", path=path) from None
+        raise UsageError("no such file", path=path, hint=nearest_file(path)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"is no JSON: {error}", path=path) from None
     if not isinstance(document, dict):

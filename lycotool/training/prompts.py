@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lycotool.errors import BadInputError, UsageError
+from lycotool.io.nearest import nearest_file
 from lycotool.io.toml import read_toml
 from lycotool.training.output_options import Sampler
 
@@ -159,6 +160,6 @@ def _text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UsageError("no such file", path=path) from None
+        raise UsageError("no such file", path=path, hint=nearest_file(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"cannot be read: {error}", path=path) from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lycotool.devices import resolve_device
 from lycotool.errors import UsageError
+from lycotool.io.nearest import nearest_file
 from lycotool.lazy import torch
 from lycotool.training.bases.load import load_base
 from lycotool.training.bases.model import BaseModel
@@ -87,7 +88,7 @@ def prepare(
         As the parts say.
     """
     if not Path(options.dataset).exists():
-        raise UsageError("no such file or folder", path=options.dataset)
+        raise UsageError("no such file or folder", path=options.dataset, hint=nearest_file(options.dataset))
     preset = read_preset(options.network.preset)
     optimizer = check_options(options)
     device = resolve_device(options.compute.device)

@@ -184,7 +184,7 @@ def test_parameters_that_are_paths_are_known_to_be() -> None:
     """Metavars in capitals that are no kind of path are listed here, so that a new one is thought about."""
     values = {
         "N", "X", "TEXT", "GLOB", "W", "KEY", "KEY=VALUE", "NAME", "NAME=VALUE", "FORMAT", "BLOCKS:LAYERS:W", "N|W,H",
-        "F:STEP,…,F", "5GB", "32MB", "64MB", "0.05", "0.99", "0..1", "75|150|225", "auto|cpu|cuda[:N]|mps",
+        "F:STEP,…,F", "SIZE", "0..1", "75|150|225", "auto|cpu|cuda[:N]|mps",
         "auto|cpu|cuda[:N]",
     }  # fmt: skip
     unknown = {

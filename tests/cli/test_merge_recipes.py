@@ -389,7 +389,7 @@ def test_every_option_is_a_key_and_has_a_place_on_the_command_line() -> None:
         ('inputs = ["a.safetensors"]\nlbw-rule = "x"', 2, "lbw-rule is 'x', expected a list of texts"),
         ('inputs = ["a.safetensors"]\nlbw-rule = [1]', 2, "expected a list of texts"),
         ('inputs = ["a.safetensors"]\nsize = "big"', 2, "big is no size"),
-        ("method = 'ties'", 2, "Missing argument 'BASE'"),
+        ("method = 'ties'", 2, "missing argument BASE"),
         ('inputs = ["gone.safetensors", "b.safetensors"]', 2, "gone.safetensors: no such file"),
     ],
     ids=str,
@@ -406,7 +406,7 @@ def test_bad_recipes(text: str, code: int, message: str, in_folder: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Missing argument 'BASE'"),
+        ((), "missing argument BASE"),
         (("--recipe", "gone.toml"), "gone.toml: no such file"),
         (("a.safetensors", "b.safetensors", "--inputs-dir", "x"), "`--inputs-dir` goes with `--replay`"),
         (("--replay", "gone.safetensors"), "gone.safetensors: no such file"),

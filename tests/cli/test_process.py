@@ -170,3 +170,31 @@ def test_written_file_reads_back(tmp_path: Path) -> None:
     found = process("merge", DATA / "base.safetensors", DATA / "lora.safetensors", cwd=tmp_path)
     assert found.stdout == b"base+lora.safetensors\n"
     assert len(read(tmp_path / "base+lora.safetensors")) == 1145
+
+
+@pytest.mark.parametrize(
+    "command",
+    [f"inspect {DATA / 'lora.safetensors'} --modules", f"resize {DATA / 'lora.safetensors'} --rank 1 -o -"],
+)
+def test_a_full_disk_behind_standard_output_is_exit_7(command: str, tmp_path: Path) -> None:
+    script = f"{sys.executable} -m lycotool {command} > /dev/full"
+    found = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 7
+    assert "lycotool: error: standard output: No space left on device\nhint: " in found.stderr
+    assert "Traceback" not in found.stderr
+    assert "Exception ignored" not in found.stderr
+
+
+def test_letters_that_a_terminal_has_not_are_spelled_out(tmp_path: Path) -> None:
+    (tmp_path / "ü–試.safetensors").symlink_to(DATA / "lora.safetensors")
+    found = process(
+        "inspect", tmp_path / "ü–試.safetensors", cwd=tmp_path, PYTHONIOENCODING="ascii", PYTHONUTF8="0"
+    )
+    assert found.returncode == 0, found.stderr
+    assert rb"\xfc\u2013\u8a66.safetensors" in found.stdout
+
+
+def test_tables_in_a_pipe_have_no_spaces_at_the_end(tmp_path: Path) -> None:
+    found = process("inspect", DATA / "lora.safetensors", DATA / "loha.safetensors", "--check", cwd=tmp_path)
+    assert found.stdout
+    assert not any(line.endswith(b" ") for line in found.stdout.splitlines())

@@ -32,7 +32,7 @@ def test_help_has_every_option_in_its_panel(monkeypatch: pytest.MonkeyPatch) -> 
         assert f" {entry.flag} " in text.replace("/", " "), entry.flag
         if entry.unit:
             assert entry.unit in text
-    assert "[steps; default 0]" in text  # --lr-warmup-steps
+    assert "[steps; default: 0]" in text  # --lr-warmup-steps
 
 
 def test_every_option_reaches_the_configuration() -> None:
@@ -96,8 +96,8 @@ def test_sd_scripts_files_and_options_on_top() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no BASE"),
-        (["m"], "no DATASET"),
+        ([], "missing argument BASE"),
+        (["m"], "missing argument DATASET"),
         (["m", "d", "--lr", "-1"], "--lr is -1, expected at least 0"),
         (["m", "d", "--resolution", "1,2,3"], "--resolution is 3 values, expected 1 or 2"),
         (["m", "d", "--resolution", "big"], "--resolution is 'big', expected a whole number"),

@@ -134,5 +134,5 @@ def test_values_out_of_range(values: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize("missing", ["base", "dataset"])
 def test_base_and_dataset_are_needed(missing: str) -> None:
-    with pytest.raises(UsageError, match=f"no {missing.upper()}"):
+    with pytest.raises(UsageError, match=f"missing argument {missing.upper()}"):
         config.build({key: value for key, value in BARE.items() if key != missing})

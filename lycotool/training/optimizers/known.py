@@ -78,7 +78,7 @@ def find(name: str) -> Known:
     if "." in name:
         return Known((name,), name.partition(".")[0])
     close = difflib.get_close_matches(name.lower(), KNOWN, 1)
-    hint = f"did you mean {close[0]}?" if close else "one of " + ", ".join(KNOWN)
+    hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(KNOWN)}."
     raise UsageError(f"no such optimizer: {name}", hint=f"{hint} Any other one is named by module.Class")
 
 
