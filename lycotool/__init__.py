@@ -25,13 +25,15 @@ if TYPE_CHECKING:
         UnsafeError,
         UsageError,
     )
+    from lycotool.ops._merge_adapters import AdapterMergeResult
     from lycotool.ops._merge_options import MergeOptions
+    from lycotool.ops._methods import MethodOptions
     from lycotool.ops._strengths import StrengthOptions
-    from lycotool.ops.bake import BakeOptions
-    from lycotool.ops.convert import ConvertOptions
-    from lycotool.ops.extract import ExtractOptions
-    from lycotool.ops.inspect import InspectOptions
-    from lycotool.ops.resize import ResizeOptions
+    from lycotool.ops.bake import BakeOptions, BakeResult
+    from lycotool.ops.convert import ConvertOptions, ConvertResult
+    from lycotool.ops.extract import ExtractOptions, ExtractResult
+    from lycotool.ops.inspect import InspectOptions, InspectReport
+    from lycotool.ops.resize import ResizeOptions, ResizeResult
     from lycotool.training.options import TrainOptions
 
 #: Where each public name is.
@@ -42,20 +44,24 @@ _HOMES = {
         "RefusedError", "ResourceError", "UnsafeError", "UsageError",
     ),
     "lycotool.algorithms.base": ("Reading",),
+    "lycotool.ops._merge_adapters": ("AdapterMergeResult",),
     "lycotool.ops._merge_options": ("MergeOptions",),
+    "lycotool.ops._methods": ("MethodOptions",),
     "lycotool.ops._strengths": ("StrengthOptions",),
-    "lycotool.ops.bake": ("BakeOptions",),
-    "lycotool.ops.convert": ("ConvertOptions",),
-    "lycotool.ops.extract": ("ExtractOptions",),
-    "lycotool.ops.inspect": ("InspectOptions",),
-    "lycotool.ops.resize": ("ResizeOptions",),
+    "lycotool.ops.bake": ("BakeOptions", "BakeResult"),
+    "lycotool.ops.convert": ("ConvertOptions", "ConvertResult"),
+    "lycotool.ops.extract": ("ExtractOptions", "ExtractResult"),
+    "lycotool.ops.inspect": ("InspectOptions", "InspectReport"),
+    "lycotool.ops.resize": ("ResizeOptions", "ResizeResult"),
     "lycotool.training.options": ("TrainOptions",),
 }  # fmt: skip
 
 __all__ = [
-    "BadInputError", "BakeOptions", "CheckError", "ConvertOptions", "ExtractOptions", "IncompatibleError",
-    "InspectOptions", "LycotoolError", "MergeOptions", "NumericError", "OutputError", "Reading", "RefusedError",
-    "ResizeOptions", "ResourceError", "StrengthOptions", "TrainOptions", "UnsafeError", "UsageError", "__version__",
+    "AdapterMergeResult", "BadInputError", "BakeOptions", "BakeResult", "CheckError", "ConvertOptions",
+    "ConvertResult", "ExtractOptions", "ExtractResult", "IncompatibleError", "InspectOptions", "InspectReport",
+    "LycotoolError", "MergeOptions", "MethodOptions", "NumericError", "OutputError", "Reading", "RefusedError", "ResizeOptions",
+    "ResizeResult", "ResourceError", "StrengthOptions", "TrainOptions", "UnsafeError", "UsageError",
+    "__version__",
     "bake", "convert", "extract", "inspect", "merge", "resize", "train",
 ]  # fmt: skip
 
@@ -72,4 +78,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

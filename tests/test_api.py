@@ -25,6 +25,17 @@ def test_every_name_is_there() -> None:
     assert listed | {"__version__"} == set(lycotool.__all__)
 
 
+def test_nothing_private_is_listed() -> None:
+    assert set(dir(lycotool)) == set(lycotool.__all__)
+    own: dict[str, object] = {}
+    exec("from lycotool import *", own)
+    assert {name for name in own if not name.startswith("__")} == set(lycotool.__all__) - {"__version__"}
+    for name in lycotool.__all__:
+        value = getattr(lycotool, name)
+        assert name == "__version__" or value.__doc__, name
+        assert name == "__version__" or not value.__name__.startswith("_"), name
+
+
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="no attribute 'melt'"):
         _ = lycotool.melt

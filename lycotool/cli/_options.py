@@ -155,7 +155,7 @@ def shard_bytes(text: str | None) -> int | None:
     if text is None:
         return None
     size = parse_size(text)
-    if text.strip().isdigit() and size < 10**6:
+    if text.strip().isdigit() and size < 1000:
         raise UsageError(
             f"--shard-size {text} is {text} bytes", hint=f"did you mean {text}GB? `{text}B` is bytes"
         )
