@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def every_command(base: Path, options: TrainOptions) -> None:
     merge_options = MergeOptions(
         output="m.safetensors",
-        method=MethodOptions("ties", density=0.5),
+        method=MethodOptions(method="ties", density=0.5),
         strengths=StrengthOptions(te=0.5),
         strict=True,
     )
