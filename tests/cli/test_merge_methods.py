@@ -558,7 +558,7 @@ AB = ("a.safetensors", "b.safetensors")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((*AB, "--method", "mean"), "'mean' is not one of"),
+        ((*AB, "--method", "mean"), "--method is 'mean', expected one of exact"),
         ((*AB, "--density", 0.5), "exact takes no --density"),
         ((*AB, "--method", "ties"), "ties needs `--density`"),
         (("a.safetensors:density=0.5", "b.safetensors", "--method", "ties"), "ties needs `--density`"),

@@ -49,18 +49,13 @@ def train(base: Path, name: str, *options: object) -> tuple[list[float], dict[st
         ("--dropout", 0.1, "--rank-dropout", 0.1, "--module-dropout", 0.1),
         ("--optimizer", "lion"),
         ("--min-snr-gamma", 5, "--noise-offset", 0.1, "--multires-noise-iterations", 3),
-        *(
-            ("--algo", algo)
-            for algo in ("loha", "lokr", "ia3", "dylora", "full", "glora", "diag-oft", "boft")
-        ),
+        *(("--algo", algo) for algo in ("loha", "lokr", "ia3", "dylora", "full", "glora", "diag-oft", "boft")),
         ("--network-arg", "dora_wd=true"),
         ("--algo", "full", "--train-norm"),
     ],
     ids=lambda options: " ".join(map(str, options)) or "defaults",
 )
-def test_recorded_or_not(
-    family: Family, options: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recorded_or_not(family: Family, options: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, where kernels sum in a fixed order."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
