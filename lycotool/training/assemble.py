@@ -17,6 +17,7 @@ from lycotool.training.data.latents import LatentCache, cache_latents
 from lycotool.training.data.texts import TextCache
 from lycotool.training.diffusion import Diffusion
 from lycotool.training.inputs import InputMaker
+from lycotool.training.kernels.install import are_usable, install
 from lycotool.training.loop import Run
 from lycotool.training.loss_scale import LossScale
 from lycotool.training.observe import Observer
@@ -63,6 +64,8 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
     set_checkpointing(base, ready.lrs, enabled=bool(options.compute.gradient_checkpointing))
     if base.device.type == "cuda":
         base.unet.to(memory_format=torch.channels_last)
+        if options.compute.triton and are_usable(base.device, base.unet_dtype):
+            install(base.unet)
     network.train()
     every = options.log.log_every or (_LOOK_EVERY if base.device.type == "cuda" else 1)
     return Run(

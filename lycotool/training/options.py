@@ -218,6 +218,11 @@ class ComputeOptions:
         _COMPUTE,
         "Record a step on a GPU once for each shape of a batch, and replay it: much faster.",
     )
+    triton: bool = option(
+        True,
+        _COMPUTE,
+        "Own kernels for norms and gated activations on an NVIDIA GPU in half precision, where Triton works.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

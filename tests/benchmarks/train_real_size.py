@@ -6,8 +6,9 @@
 Builds SD 1.5 (512x512) and SDXL (1024x1024) from their published configs, directly on the device, with random
 weights and no file, and trains through the loop that users run: caches, draws, forward, backward, clipping, fused
 AdamW. The UNet alone is trained, every linear and convolution layer of it (`--preset full`); dim 16, alpha 8, LoKr
-with factor 8. Every step is fetched, so each interval between two records is one synchronised step; the first ten are
-left out. Random weights: the numbers are time and memory, the loss means nothing.
+with factor 8. Losses are fetched every five steps, so that the time between two fetches is that of five steps; the
+first ten, in which a step is recorded as a graph, are left out. Random weights: the numbers are time and memory, the
+loss means nothing. ``train_step.py`` compares them with the frozen UNet and with peers.
 
 ``--micro`` shrinks the models to run everywhere in seconds, to see that the script works.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import sys
@@ -44,25 +46,42 @@ from lycotool.training.setup import prepare
 
 SIDES = {"sd1": 512, "sd2": 512, "sdxl": 1024}
 WARM_UP = 10
-LEARNING_RATES = {"full": 2e-6}
+WINDOW = 5
+LEARNING_RATES = {"full": 2e-6, "ia3": 1e-3}
 NETWORK: dict[str, dict[str, Any]] = {
     "lora": {"dim": 16, "alpha": 8.0},
     "loha": {"dim": 8, "alpha": 4.0},
     "lokr": {"dim": 16, "alpha": 8.0, "factor": 8},
+    "dora": {"algo": "lora", "dim": 16, "alpha": 8.0, "dora_wd": True},
+    "glora": {"dim": 16, "alpha": 8.0},
+    "dylora": {"dim": 16, "alpha": 8.0},
+    "ia3": {},
+    "diag-oft": {"dim": 16},
+    "boft": {"dim": 16},
     "full": {},
 }
 
 
 class Clock(Observer):
-    """Notes when each step was complete."""
+    """Notes when each fetch was complete."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: dict[int, float] = {}
         self.records: list[StepRecord] = []
+        self.warnings: list[str] = []
 
     def step(self, record: StepRecord) -> None:
-        self.times.append(time.perf_counter())
+        self.times[record.step] = time.perf_counter()
         self.records.append(record)
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+        print(text, file=sys.stderr)
+
+    def seconds(self) -> list[float]:
+        """Of a step, by windows of :data:`WINDOW` after the warm-up."""
+        ends = [step for step in self.times if step % WINDOW == 0 and step >= WARM_UP]
+        return [(self.times[b] - self.times[a]) / WINDOW for a, b in itertools.pairwise(ends)]
 
 
 class Nothing:
@@ -154,7 +173,7 @@ def measure(
     """Seconds of a step and peak memory of one algorithm."""
     values = {
         "base": base.path, "dataset": str(images), "resolution": (side, side), "batch_size": arguments.batch,
-        "algo": algo, **NETWORK[algo], "train_te": False, "steps": arguments.steps, "log_every": 1,
+        "algo": algo, **NETWORK[algo], "train_te": False, "steps": arguments.steps, "log_every": WINDOW,
         "lr": LEARNING_RATES.get(algo, 2e-4), "precision": arguments.precision, "device": arguments.device,
         "min_bucket_reso": min(256, side), "bucket_reso_steps": 8 if side < 256 else 64,
     }  # fmt: skip
@@ -168,8 +187,7 @@ def measure(
         train(run, Nothing(), clock)
     finally:
         ready.network.detach()
-    warm = min(WARM_UP, len(clock.times) // 2)
-    seconds = [b - a for a, b in zip(clock.times[warm:], clock.times[warm + 1 :], strict=False)]
+    seconds = clock.seconds()
     found = {
         "family": base.family, "side": side, "batch": arguments.batch, "algo": algo,
         "modules": sum(row.modules for row in ready.network.table()),
@@ -191,7 +209,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--family", nargs="+", default=["sd1", "sdxl"], choices=list(SIDES))
-    parser.add_argument("--algo", nargs="+", default=list(NETWORK), choices=list(NETWORK))
+    parser.add_argument("--algo", nargs="+", default=["lora", "loha", "lokr", "full"], choices=list(NETWORK))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--side", type=int)

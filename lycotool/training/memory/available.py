@@ -13,6 +13,7 @@ def available_memory(device: torch.device) -> int | None:
     """
     if device.type != "cuda":
         return None
+    device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     free, total = torch.cuda.mem_get_info(device)
     usable = int(free) + int(torch.cuda.memory_reserved(device))
     if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # since torch 2.8

@@ -1,0 +1,68 @@
+"""The Triton kernels against the same formulas in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+pytestmark = pytest.mark.gpu
+
+#: One rounding of the result, half an eps. Inside all is float32: images four deviations from zero lose four
+#: eps to the subtraction of the mean, which weights of up to four multiply; and exponentials of a few eps.
+TOLERANCE = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-18}
+
+
+def both(function: Callable[[Tensor], Tensor], exact: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Compare outputs and the gradient of the input."""
+    x = x.detach().requires_grad_()
+    reference = x.detach().double().requires_grad_()
+    y, expected = function(x), exact(reference)
+    gradient = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    y.backward(gradient)
+    expected.backward(gradient.double())
+    assert x.grad is not None
+    assert reference.grad is not None
+    for found, wanted in ((y, expected), (x.grad, reference.grad)):
+        assert found.dtype == x.dtype
+        error = (found.double() - wanted).abs()
+        assert bool((error <= TOLERANCE[x.dtype] * (wanted.abs() + wanted.square().mean().sqrt())).all())
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((2, 320, 64, 64), 32), ((1, 640, 13, 19), 32), ((3, 2560, 8, 8), 32), ((2, 8, 3, 5), 2), ((1, 1280, 1, 1), 32)],
+    ids=str,
+)  # fmt: skip
+def test_group_norm(shape: tuple[int, ...], groups: int, silu: bool, dtype: torch.dtype) -> None:
+    """Also where the mean is far from zero, and for images that are not channels last."""
+    from lycotool.training.kernels.group_norm import group_norm
+
+    generator = torch.Generator().manual_seed(0)
+    x = (4 + torch.randn(shape, generator=generator)).cuda().to(dtype)
+    weight, bias = (torch.randn(shape[1], generator=generator).cuda().to(dtype) for _ in range(2))
+
+    def exact(x: Tensor) -> Tensor:
+        y = torch.nn.functional.group_norm(x, groups, weight.double(), bias.double(), 1e-5)
+        return torch.nn.functional.silu(y) if silu else y
+
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        both(lambda x: group_norm(x, groups, weight, bias, 1e-5, silu=silu), exact, images)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("shape", [(2, 77, 2560), (1, 3, 10), (5, 2)], ids=str)
+def test_geglu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    from lycotool.training.kernels.geglu import geglu
+
+    x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).cuda().to(dtype)
+
+    def exact(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return a * torch.nn.functional.gelu(b)
+
+    both(geglu, exact, x)
