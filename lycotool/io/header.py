@@ -185,8 +185,12 @@ def _plain_header(
         text = raw.decode("utf-8")
         if text.startswith(_METADATA_FIRST):
             metadata, end = _metadata_decoder.raw_decode(text, len(_METADATA_FIRST))
-            text = "{" + text[end + 1 if text[end] == "," else end :]
-    except (ValueError, IndexError, RecursionError, _RepeatedNameError):
+            if text.startswith(',"', end):
+                end += 1
+            elif not text.startswith("}", end):
+                return None
+            text = "{" + text[end:]
+    except (ValueError, RecursionError, _RepeatedNameError):
         return None
     remember = _tensors_of if len(text) <= _REMEMBERED else _tensors_of.__wrapped__
     tensors = remember(text, data_bytes)
@@ -236,6 +240,13 @@ def _metadata(value: object, path: str | Path) -> dict[str, str]:
             raise BadInputError(
                 f"metadata value of {key!r} is {type(text).__name__}, expected a string", path=path
             )
+    try:
+        "".join([*value, *value.values()]).encode()
+    except UnicodeEncodeError as error:
+        raise BadInputError(
+            f"the metadata is not valid Unicode: it has half of a surrogate pair, {error.object[error.start]!r}",
+            path=path,
+        ) from None
     return value
 
 

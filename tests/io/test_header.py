@@ -40,6 +40,16 @@ GOOD = save({"a": torch.ones(3), "b": torch.ones(2, 2)}, {"k": "v"})
 #: What is wrong -> the file, and words of the message: the fault, or the tensor's name.
 MALFORMED: dict[str, tuple[bytes, str]] = {
     "zero bytes": (b"", "empty file"),
+    "half of a surrogate pair in metadata": (
+        container(b'{"__metadata__":{"k":"\\ud800"},' + ONE[1:], FOUR),
+        "not valid Unicode",
+    ),
+    "half of a surrogate pair in a metadata key": (
+        container(b'{"__metadata__":{"\\udc00":"v"},' + ONE[1:], FOUR),
+        "not valid Unicode",
+    ),
+    "metadata and a comma alone": (container(b'{"__metadata__":{},}'), "JSON"),
+    "no comma after metadata": (container(b'{"__metadata__":{}' + ONE[1:], FOUR), "JSON"),
     "seven bytes": (b"\x10\0\0\0\0\0\0", "too short"),
     "header length 0": (struct.pack("<Q", 0), "header length 0"),
     "header length 2^63": (container({}, length=2**63), "header says"),

@@ -1,8 +1,8 @@
 """Hostile bytes and texts for everything that parses: mutations of sound ones, and keys of the registry.
 
 Each target takes a source of randomness and one input's worth of work; what it raises other than
-a :class:`LycotoolError` is a find. Deterministic: the seed and the number of an execution give it
-again.
+a :class:`LycotoolError` is a find, and so is more time or memory than :data:`LONGEST` and
+:data:`MOST_MEMORY`. Deterministic: the seed and the number of an execution give it again.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import io
 import json
 import random
 import re
+import resource
+import signal
 import struct
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import torch
 from PIL import Image
 
@@ -25,7 +28,7 @@ from lycotool.algorithms import ALGORITHMS, SLOT_NAMES
 from lycotool.algorithms.base import MismatchError
 from lycotool.algorithms.detection import detect
 from lycotool.cli._text import clean
-from lycotool.errors import LycotoolError
+from lycotool.errors import BadInputError, LycotoolError
 from lycotool.formats.keys import parse_keys
 from lycotool.io.header import DTYPE_BITS, read_header
 from lycotool.io.open import open_store
@@ -39,8 +42,14 @@ from reliability.tensors import stored
 
 Random = random.Random
 
-#: Seconds no execution may take.
+#: Seconds of the processor that no execution may take: waiting for others on a busy machine is no fault.
 LONGEST = 2.0
+
+#: Bytes that the process may grow by, over all executions.
+MOST_MEMORY = 256 * 2**20
+
+#: What is refused although the reference takes it, by what the message says.
+_STRICTER = ("duplicate", "limit is", "number of dimensions", "overflows", "is not a list of sizes")
 
 _MODULES = (
     "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
@@ -219,7 +228,7 @@ class Targets:
             data = struct.pack("<Q", len(body)) + body + data[8 + length :]
         else:
             data = mutated(data, draw)
-        read_header(io.BytesIO(data), len(data), "x")
+        agrees_with_the_reference(data)
 
     def dialects(self, draw: Random) -> None:
         """Names into modules, and modules into algorithms."""
@@ -282,6 +291,58 @@ class Targets:
         }
 
 
+def agrees_with_the_reference(data: bytes) -> None:
+    """Read a header; what is taken is taken by the reference too, for the same, and what is not is not.
+
+    Raises
+    ------
+    BadInputError
+        If the header is refused, by both.
+    AssertionError
+        If they differ, but for what :data:`_STRICTER` names.
+    """
+    try:
+        reference = {
+            name: (entry["dtype"], tuple(entry["shape"])) for name, entry in safetensors.deserialize(data)
+        }
+    except (safetensors.SafetensorError, UnicodeError) as error:
+        reference, reason = None, str(error)
+    try:
+        header = read_header(io.BytesIO(data), len(data), "x")
+    except BadInputError as error:
+        if reference is not None:
+            assert any(words in str(error) for words in _STRICTER), f"refused alone: {error}"
+        raise
+    assert reference is not None, f"taken alone; the reference says: {reason}"
+    found = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
+    assert found == reference, f"{found} where the reference has {reference}"
+
+
+class _TooLongError(BaseException):
+    """An execution takes too long; no `except Exception` keeps it."""
+
+
+@contextlib.contextmanager
+def _timed() -> Iterator[None]:
+    """Stop what takes too much time, which may be for ever."""
+
+    def stop(*_: object) -> None:
+        raise _TooLongError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _memory() -> int:
+    """The most memory the process has had so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 @dataclass
 class Tally:
     """What came of some executions."""
@@ -291,6 +352,7 @@ class Tally:
     refused: int = 0
     longest: float = 0.0
     seconds: float = 0.0
+    grown: int = 0
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -299,6 +361,7 @@ class Tally:
             self.refused + other.refused,
             max(self.longest, other.longest),
             self.seconds + other.seconds,
+            self.grown + other.grown,
         )
 
 
@@ -308,20 +371,24 @@ def execute(target: Callable[[Random], None], seeds: Sequence[str], finds: list[
     The seed of a find repeats it.
     """
     tally = Tally()
-    begin = time.perf_counter()
+    begin, before = time.process_time(), _memory()
     for seed in seeds:
-        start = time.perf_counter()
+        start = time.process_time()
         try:
-            target(Random(seed))
+            with _timed():
+                target(Random(seed))
             tally.accepted += 1
         except LycotoolError:
             tally.refused += 1
+        except _TooLongError:
+            finds.append(f"{target.__name__} {seed}: more than {LONGEST} s")
         except Exception as error:  # noqa: BLE001 - a find is whatever nobody raised on purpose
             finds.append(f"{target.__name__} {seed}: {type(error).__name__}: {str(error)[:200]}")
-        took = time.perf_counter() - start
-        if took > LONGEST:
-            finds.append(f"{target.__name__} {seed}: {took:.1f} s")
-        tally.longest = max(tally.longest, took)
+        tally.longest = max(tally.longest, time.process_time() - start)
         tally.executions += 1
-    tally.seconds = time.perf_counter() - begin
+        grown = _memory() - before
+        if grown > MOST_MEMORY and tally.grown <= MOST_MEMORY:
+            finds.append(f"{target.__name__} {seed}: {grown} bytes more than at the start")
+        tally.grown = grown
+    tally.seconds = time.process_time() - begin
     return tally
