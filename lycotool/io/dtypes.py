@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from lycotool.errors import UsageError
@@ -36,8 +37,9 @@ def to_torch(name: str) -> torch.dtype:
     Raises
     ------
     UsageError
-        If this version of torch has no such dtype.
+        If this version of torch has no such dtype, or the machine stores numbers the other way round.
     """
+    _check_byte_order()
     dtype = getattr(torch, _TORCH_NAMES.get(name, ""), None)
     if not isinstance(dtype, torch.dtype):
         raise UsageError(f"torch {torch.__version__} has no dtype for {name}")
@@ -56,6 +58,22 @@ def from_torch(dtype: torch.dtype) -> str:
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's bytes in row-major order, as a file stores them."""
+    """The tensor's bytes in row-major order, as a file stores them.
+
+    Raises
+    ------
+    UsageError
+        If the machine stores numbers the other way round.
+    """
+    _check_byte_order()
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+def _check_byte_order() -> None:
+    """Files are little-endian; wrong numbers without a word would be the worst of all answers."""
+    if sys.byteorder != "little":
+        raise UsageError(
+            f"this machine is {sys.byteorder}-endian, files of tensors are little-endian",
+            hint="`lycotool inspect` reads headers here; everything else needs a little-endian machine",
+        )

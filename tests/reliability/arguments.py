@@ -79,6 +79,6 @@ ROWS: tuple[Row, ...] = (
     Elsewhere("G13", "concatenation of halves is the whole", "conformance/test_sums.py::test_joined_factors_are_the_sum"),
     Elsewhere("G16", "memory of `bake`", "reliability/test_resources.py::test_memory_of_large_files"),
     Elsewhere("G17", "memory of `merge`", "reliability/test_resources.py::test_memory_of_large_files"),
-    Elsewhere("G18", "the same threads, twice", "reliability/test_resources.py::test_runs_give_the_same_bytes"),
+    Elsewhere("G18", "one thread, two and four", "reliability/test_resources.py::test_threads_give_the_same_bytes"),
     Elsewhere("G19", "casts beyond the range", "reliability/test_cases.py::test_case[B29-merge]"),
 )  # fmt: skip

@@ -51,6 +51,8 @@ class Setting:
         Whether permissions bind the child although the tests run as root.
     writable
         Further folders it may write in.
+    threads
+        How many it computes with.
     copies
         How many children run the same command at once.
     kill_after, kill_with
@@ -68,6 +70,7 @@ class Setting:
     limits: Mapping[str, int] = field(default_factory=dict)
     unprivileged: bool = False
     writable: Sequence[str] = ()
+    threads: int = 1
     copies: int = 1
     kill_after: float | None = None
     kill_with: int = signal.SIGKILL

@@ -190,6 +190,8 @@ def _run(request: dict[str, object], number: int, shim: ctypes.CDLL | None) -> i
     for name, limit in request["limits"].items():
         allowed = limit + (_address_space() if name == "AS" else 0)
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (allowed, allowed))
+    if request["threads"] > 1:
+        importlib.import_module("torch").set_num_threads(request["threads"])
     if request["patch"]:
         _patch(*request["patch"].split(":"))
     if request["unprivileged"] or os.getuid() != 0:  # who is not root is among users of its own

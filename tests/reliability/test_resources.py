@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import run, succeed
 
 from reliability.cases import OUT, VERBS, WRITING
 from reliability.injection import large
-from reliability.lab import OK, RESOURCE, Server, Setting, watched
-from reliability.tensors import companions
+from reliability.lab import OK, RESOURCE, USAGE, Server, Setting, watched
+from reliability.tensors import TEXT, TEXT_WEIGHT, UNET, UNET_WEIGHT, companions, numbers, stored
 
 MIB = 2**20
 
@@ -69,24 +71,57 @@ def test_memory_of_large_files(verb: str, server: Server, tmp_path: Path) -> Non
     assert ended.peak - idle.peak < 6 * 4 * MIB + 32 * MIB, f"{ended.peak} bytes, idle {idle.peak}"
 
 
-def _digest(verb: str, folder: Path, **environment: str) -> str:
-    argv = [part.replace("{x}", "good.safetensors") for part in VERBS[verb]]
-    (folder / OUT).unlink(missing_ok=True)
-    subprocess.run(
-        [sys.executable, "-m", "lycotool", *argv],
-        cwd=folder,
-        env={**os.environ, **environment},
-        check=True,
-        capture_output=True,
-    )
-    return hashlib.sha256((folder / OUT).read_bytes()).hexdigest()
+def _wide(folder: Path) -> None:
+    """Inputs whose products are shared out among threads: layers of 512 by 512."""
+    width, rank = 512, 48
+    adapter = {}
+    for seed, module in enumerate((UNET, TEXT)):
+        adapter[f"{module}.lora_down.weight"] = numbers(rank, width, seed=seed)
+        adapter[f"{module}.lora_up.weight"] = numbers(width, rank, seed=seed + 2)
+        adapter[f"{module}.alpha"] = torch.tensor(rank / 2)
+    base = {name: numbers(width, width, seed=5) for name in (UNET_WEIGHT, TEXT_WEIGHT)}
+    tuned = {name: tensor + numbers(width, width, seed=7) for name, tensor in base.items()}
+    (folder / "good.safetensors").write_bytes(stored(adapter))
+    (folder / "base.safetensors").write_bytes(stored(base, None))
+    (folder / "tuned.safetensors").write_bytes(stored(tuned, None))
 
 
 @pytest.mark.parametrize("verb", WRITING)
-def test_runs_give_the_same_bytes(verb: str, server: Server, tmp_path: Path) -> None:
-    """In the fork server and in a process with other hashes of strings."""
+def test_threads_give_the_same_bytes(verb: str, server: Server, tmp_path: Path) -> None:
+    _wide(tmp_path)
+    argv = [part.replace("{x}", "good.safetensors") for part in VERBS[verb]]
+    digests = set()
+    for threads in (1, 2, 4):
+        ended = server.run(tmp_path, argv, Setting(threads=threads))
+        assert ended.code == OK, ended.text
+        digests.add(hashlib.sha256((tmp_path / OUT).read_bytes()).hexdigest())
+        (tmp_path / OUT).unlink()
+    assert len(digests) == 1
+
+
+def test_a_fork_gives_the_bytes_of_a_fresh_process(server: Server, tmp_path: Path) -> None:
+    """The other tests run commands in forks of one process; here is one that users start."""
     companions(tmp_path)
-    ended = server.run(tmp_path, [part.replace("{x}", "good.safetensors") for part in VERBS[verb]])
+    argv = [part.replace("{x}", "good.safetensors") for part in VERBS["merge"]]
+    ended = server.run(tmp_path, argv)
     assert ended.code == OK, ended.text
-    first = hashlib.sha256((tmp_path / OUT).read_bytes()).hexdigest()
-    assert _digest(verb, tmp_path, PYTHONHASHSEED="7", OMP_NUM_THREADS="1") == first
+    first = (tmp_path / OUT).read_bytes()
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-m", "lycotool", *argv, "--force"]
+    alone = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert (tmp_path / OUT).read_bytes() == first
+    assert (alone.stdout, alone.stderr) == (ended.stdout, ended.stderr)
+
+
+def test_the_other_byte_order_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Headers and single numbers are read as little-endian everywhere; tensors are not turned round."""
+    companions(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    inspected = succeed("inspect", "good.safetensors", "--modules", "--json").stdout
+    monkeypatch.setattr(sys, "byteorder", "big")
+    assert succeed("inspect", "good.safetensors", "--modules", "--json").stdout == inspected
+    for verb in ("resize", "merge", "bake", "convert", "subtract"):
+        ended = run(*(part.replace("{x}", "good.safetensors") for part in VERBS[verb]))
+        assert ended.exit_code == USAGE
+        assert "big-endian" in ended.stderr
+    assert not (tmp_path / OUT).exists()

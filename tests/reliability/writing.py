@@ -149,7 +149,7 @@ ROWS: tuple[Row, ...] = (
     _case("C23", "an unknown suffix", _nothing, ("-o", "out.foo"), USAGE, "format"),
     _case("C24", "a name of 260 bytes", _nothing, ("-o", "x" * 248 + ".safetensors"), OUTPUT, "too long"),
     Elsewhere("C25", "a header readers refuse", "io/test_writer.py::test_a_header_readers_would_refuse_is_not_written"),
-    Elsewhere("C26", "the same command twice", "reliability/test_resources.py::test_runs_give_the_same_bytes"),
+    Elsewhere("C26", "the same command twice", "reliability/test_cases.py::test_case"),
     Elsewhere("C27", "the order of the calls", f"{_FAULTS}::test_order_of_calls"),
     Elsewhere("C28", "an error half way through shards", f"{_FAULTS}::test_error_at_every_call"),
     Elsewhere("C29", "shards over older ones", "cli/test_bake_shards.py::test_existing_files_are_kept_unless_forced"),
