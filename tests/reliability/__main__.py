@@ -8,6 +8,7 @@
     python -m tests.reliability disk STEPS            a disk that fills up, in so many steps
     python -m tests.reliability writers ROUNDS        four writers of one output
     python -m tests.reliability fuzz N [TARGET...]    N executions of each parser
+    python -m tests.reliability.guided TARGET ...     the same by coverage, with atheris and its options
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ def fuzz(count: int, names: list[str]) -> None:
                 done = done + execute(target, seeds, finds)
                 print(
                     f"{name}: {done.executions} executions in {done.seconds:.0f} s, {done.accepted} accepted, "
-                    f"{done.refused} refused, longest {done.longest * 1000:.0f} ms, {len(finds)} finds so far",
+                    f"{done.refused} refused, longest {done.longest * 1000:.0f} ms, grown by "
+                    f"{done.grown / 2**20:.0f} MiB, {len(finds)} finds so far",
                     flush=True,
                 )
             executions += done.executions

@@ -235,46 +235,64 @@ class Targets:
         names = [f"{draw.choice(_MODULES)}.{draw.choice(_ENDINGS)}" for _ in range(draw.randint(0, 12))]
         if draw.random() < 0.3:
             names.append(text(draw))
-        for module in parse_keys(dict.fromkeys(names), SLOT_NAMES).modules.values():
-            assert module.slots
+        check_names(names)
         with contextlib.suppress(MismatchError):
             detect(shapes(draw), algorithm_hint=draw.choice((None, "dylora", "tlora", "x")))
 
     def terminal(self, draw: Random) -> None:
         """Text on its way to a terminal."""
-        shown = clean(text(draw) + text(draw))
-        assert not _UNSAFE.search(shown), repr(shown)
+        check_clean(text(draw) + text(draw))
 
     def report(self, draw: Random) -> None:
         """A whole file, inspected: modules, metadata, blocks."""
-        self._file.write_bytes(container(draw))
+        self.report_of(container(draw))
+
+    def report_of(self, data: bytes) -> None:
+        """A file with these bytes, inspected."""
+        self._file.write_bytes(data)
         inspect(str(self._file))
 
     def index(self, draw: Random) -> None:
         """The index of a sharded checkpoint."""
-        index = self._folder / "x.safetensors.index.json"
         sound = {"metadata": {"total_size": 4}, "weight_map": {"a": "s.safetensors"}}
         data = json.dumps(sound).encode()
-        index.write_bytes(mutated(data, draw) if draw.random() < 0.9 else data)
+        self.index_of(mutated(data, draw) if draw.random() < 0.9 else data)
+
+    def index_of(self, data: bytes) -> None:
+        """An index with these bytes."""
+        index = self._folder / "x.safetensors.index.json"
+        index.write_bytes(data)
         with open_store(str(index)):
             pass
 
     def dataset(self, draw: Random) -> None:
         """A dataset file."""
+        self.dataset_of(mutated(_TOML, draw))
+
+    def dataset_of(self, data: bytes) -> None:
+        """A dataset file with these bytes."""
         file = self._folder / "dataset.toml"
-        file.write_bytes(mutated(_TOML, draw))
+        file.write_bytes(data)
         file_sources(file, DataOptions(), Findings())
 
     def recipe(self, draw: Random) -> None:
         """A recipe of merge, as a file."""
+        self.recipe_of(mutated(_RECIPE, draw))
+
+    def recipe_of(self, data: bytes) -> None:
+        """A recipe with these bytes."""
         file = self._folder / "recipe.toml"
-        file.write_bytes(mutated(_RECIPE, draw))
+        file.write_bytes(data)
         read_recipe(str(file))
 
     def configuration(self, draw: Random) -> None:
         """A configuration of sd-scripts."""
+        self.configuration_of(mutated(_CONFIG, draw))
+
+    def configuration_of(self, data: bytes) -> None:
+        """A configuration with these bytes."""
         file = self._folder / "config.toml"
-        file.write_bytes(mutated(_CONFIG, draw))
+        file.write_bytes(data)
         read_kohya_config(str(file))
 
     def all(self) -> Mapping[str, Callable[[Random], None]]:
@@ -289,6 +307,20 @@ class Targets:
             "recipe": self.recipe,
             "configuration": self.configuration,
         }
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Sort names into modules: each belongs to one, or is left over."""
+    keys = parse_keys(dict.fromkeys(names), SLOT_NAMES)
+    sorted_out = [key for module in keys.modules.values() for key in module.slots.values()]
+    sorted_out += [*keys.orphans, *keys.unknown, *keys.embeddings, *(key for _, key in keys.clashes)]
+    assert set(sorted_out) == set(names), "a name is lost"
+
+
+def check_clean(characters: str) -> None:
+    """What is shown of a text has nothing in it that a terminal could mind."""
+    shown = clean(characters)
+    assert not _UNSAFE.search(shown), repr(shown)
 
 
 def agrees_with_the_reference(data: bytes) -> None:
