@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Slots that hold counts and switches rather than weights.
 _INTEGER_SLOTS = frozenset({"on_input", "bias_indices", "bias_size"})
+#: dtypes they have, or have after a whole file was cast.
+_COUNTS = frozenset({"BOOL", "U8", "I8", "I16", "I32", "I64", "F16", "BF16", "F32", "F64"})
 _PEFT_PREFIX = "base_model.model."
 
 
@@ -225,6 +227,8 @@ def _recognise(
 
 def _check_dtype(store: TensorStore, slot: str, key: str) -> None:
     dtype = store.info(key).dtype
+    if slot in _INTEGER_SLOTS and dtype not in _COUNTS:
+        raise BadInputError(f"has {dtype} values, expected whole numbers", path=store.path, key=key)
     if dtype in FLOATING or slot in _INTEGER_SLOTS or slot == "alpha":
         return
     if dtype in ("BOOL", "C64"):

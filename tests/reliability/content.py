@@ -105,6 +105,14 @@ def _fp8(state: State) -> State:
     return {name: t.to(torch.float8_e4m3fn) if t.ndim else t for name, t in state.items()}
 
 
+def _sparse_bias(state: State) -> None:
+    state |= {
+        f"{UNET}.bias_indices": torch.zeros(2, 1, dtype=torch.int64),
+        f"{UNET}.bias_values": torch.zeros(1),
+        f"{UNET}.bias_size": torch.tensor([16.0, 16.0]).to(torch.float8_e4m3fn),
+    }
+
+
 def _dora(state: State) -> None:
     state |= {f"{module}.dora_scale": torch.ones(1, 16) for module in (UNET, TEXT)}
 
@@ -180,6 +188,7 @@ ROWS: tuple[Row, ...] = (
     taken("B26", "DoRA", _dora, by_verb={
         "resize": Expected.of(REFUSED, "dora"), "merge": Expected.of(REFUSED, "dora"), "fold": Expected.of(REFUSED, "dora"),
         "convert": Expected((OK, INCOMPATIBLE), "")}),
+    refused("B20s", "counts that are float8 numbers", _sparse_bias, BAD_INPUT, "F8_E4M3.*whole numbers"),
     taken("B27", "LoHa", _loha, by_verb={"resize": _REFUSED, "convert": Expected.of(INCOMPATIBLE, "loha")}),
     taken("B28", "a Tucker core", _tucker, by_verb={
         "convert": Expected((OK, INCOMPATIBLE), "")}),
