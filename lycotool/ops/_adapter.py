@@ -129,11 +129,12 @@ class Adapter:
             if slot in unused or slot == "alpha":
                 continue
             tensor = self.store.tensor(key)
-            if slot not in _INTEGER_SLOTS:
+            is_count = slot in _INTEGER_SLOTS
+            if not is_count:
                 tensor = tensor.to(device=device, dtype=dtype)
-                if check and not is_finite(tensor):
-                    kind = "NaN" if torch.isnan(tensor).any() else "Inf"
-                    raise NumericError(f"has {kind} values", path=self.path, key=key)
+            if (check or is_count) and tensor.is_floating_point() and not is_finite(tensor):
+                kind = "NaN" if torch.isnan(tensor).any() else "Inf"
+                raise NumericError(f"has {kind} values", path=self.path, key=key)
             tensors[slot] = tensor if slot == "on_input" else tensor.to(device)
         return Bound(tensors, module.detected.layout, module.detected.sizes, module.dims, self.reading)
 

@@ -105,12 +105,15 @@ def _fp8(state: State) -> State:
     return {name: t.to(torch.float8_e4m3fn) if t.ndim else t for name, t in state.items()}
 
 
-def _sparse_bias(state: State) -> None:
-    state |= {
-        f"{UNET}.bias_indices": torch.zeros(2, 1, dtype=torch.int64),
-        f"{UNET}.bias_values": torch.zeros(1),
-        f"{UNET}.bias_size": torch.tensor([16.0, 16.0]).to(torch.float8_e4m3fn),
-    }
+def _sparse_bias(dtype: torch.dtype, size: float, place: float = 0) -> Callable[[State], object]:
+    """A sparse remainder of one number."""
+    return lambda state: state.update(
+        {
+            f"{UNET}.bias_indices": torch.tensor([[place], [0]]).to(dtype),
+            f"{UNET}.bias_values": torch.ones(1),
+            f"{UNET}.bias_size": torch.tensor([size, size]).to(dtype),
+        }
+    )
 
 
 def _dora(state: State) -> None:
@@ -188,7 +191,16 @@ ROWS: tuple[Row, ...] = (
     taken("B26", "DoRA", _dora, by_verb={
         "resize": Expected.of(REFUSED, "dora"), "merge": Expected.of(REFUSED, "dora"), "fold": Expected.of(REFUSED, "dora"),
         "convert": Expected((OK, INCOMPATIBLE), "")}),
-    refused("B20s", "counts that are float8 numbers", _sparse_bias, BAD_INPUT, "F8_E4M3.*whole numbers"),
+    refused("B20s", "counts that are float8 numbers", _sparse_bias(torch.float8_e4m3fn, 16.0), BAD_INPUT,
+            "F8_E4M3.*whole numbers"),
+    refused("B15s", "an infinite count", _sparse_bias(torch.float32, float("inf")), NUMERIC, "bias_size.*inf",
+            by_verb={"convert": Expected.of(INCOMPATIBLE, "sparse")}),
+    refused("B15i", "a place that is NaN", _sparse_bias(torch.float32, 16.0, float("nan")), NUMERIC, "bias_indices.*NaN",
+            by_verb={"convert": Expected.of(INCOMPATIBLE, "sparse")}),
+    refused("B15o", "a place outside the layer", _sparse_bias(torch.int64, 16, 99), INCOMPATIBLE, "bias|sparse",
+            verbs=("inspect", "merge", "fold", "bake", "convert")),
+    refused("B15n", "a size of 2^20 by 2^20", _sparse_bias(torch.int64, 2**20), INCOMPATIBLE, "bias|sparse",
+            verbs=("inspect", "merge", "fold", "bake", "convert")),
     taken("B27", "LoHa", _loha, by_verb={"resize": _REFUSED, "convert": Expected.of(INCOMPATIBLE, "loha")}),
     taken("B28", "a Tucker core", _tucker, by_verb={
         "convert": Expected((OK, INCOMPATIBLE), "")}),

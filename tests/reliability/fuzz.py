@@ -33,7 +33,7 @@ from lycotool.formats.keys import parse_keys
 from lycotool.io.header import DTYPE_BITS, read_header
 from lycotool.io.open import open_store
 from lycotool.ops._recipe import read_recipe
-from lycotool.ops.inspect import inspect
+from lycotool.ops.inspect import InspectOptions, inspect
 from lycotool.training.data.dataset_file import file_sources
 from lycotool.training.data.faults import Findings
 from lycotool.training.data.options import DataOptions
@@ -143,8 +143,8 @@ def _shape(axes: str, sizes: dict[str, int], draw: Random) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def container(draw: Random) -> bytes:
-    """A file of a few modules whose header is sound; its data is zeros."""
+def container(draw: Random, *, data: Callable[[int], bytes] = bytes) -> bytes:
+    """A file of a few modules whose header is sound; its data is zeros, or what ``data`` makes."""
     header: dict[str, object] = {}
     start = 0
     if draw.random() < 0.5:
@@ -166,7 +166,7 @@ def container(draw: Random) -> bytes:
             }
             start += nbytes
     body = json.dumps(header).encode()
-    return struct.pack("<Q", len(body)) + body + bytes(start)
+    return struct.pack("<Q", len(body)) + body + data(start)
 
 
 def text(draw: Random) -> str:
@@ -252,6 +252,11 @@ class Targets:
         self._file.write_bytes(data)
         inspect(str(self._file))
 
+    def measured(self, draw: Random) -> None:
+        """A whole file of any numbers, checked: every module's change is computed and measured."""
+        self._file.write_bytes(container(draw, data=draw.randbytes))
+        inspect(str(self._file), InspectOptions(check="all"))
+
     def index(self, draw: Random) -> None:
         """The index of a sharded checkpoint."""
         sound = {"metadata": {"total_size": 4}, "weight_map": {"a": "s.safetensors"}}
@@ -302,6 +307,7 @@ class Targets:
             "dialects": self.dialects,
             "terminal": self.terminal,
             "report": self.report,
+            "measured": self.measured,
             "index": self.index,
             "dataset": self.dataset,
             "recipe": self.recipe,

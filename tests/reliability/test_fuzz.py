@@ -12,13 +12,25 @@ from hypothesis import strategies as st
 from lycotool.cli._text import clean
 from reliability.fuzz import Targets, execute
 
-NAMES = ("header", "dialects", "terminal", "report", "index", "dataset", "recipe", "configuration")
+NAMES = (
+    "header",
+    "dialects",
+    "terminal",
+    "report",
+    "measured",
+    "index",
+    "dataset",
+    "recipe",
+    "configuration",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_but_errors_on_purpose(name: str, tmp_path: Path) -> None:
     finds: list[str] = []
-    count = {"report": 300, "dialects": 1500, "header": 1500, "terminal": 2000}.get(name, 400)
+    count = {"report": 300, "measured": 150, "dialects": 1500, "header": 1500, "terminal": 2000}.get(
+        name, 400
+    )
     tally = execute(Targets(tmp_path).all()[name], [f"ci-{n}" for n in range(count)], finds)
     assert not finds, "\n".join(finds[:10])
     assert tally.executions == count
