@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from lycotool.errors import NumericError
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
@@ -37,23 +38,41 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     -------
     Tensor, Tensor
         Eigenvalues descending ``(batch, n)`` and eigenvectors in columns, on the same device.
+
+    Raises
+    ------
+    NumericError
+        If LAPACK finds none: an element is not finite, because products overflowed.
     """
     batch, side = matrices.shape[0], matrices.shape[-1]
-    if side > _THREADED or (matrices.device.type == "cpu" and batch == 1):
-        values, vectors = torch.linalg.eigh(matrices)
-    elif matrices.nbytes < _MOVED_TOGETHER:
-        values, vectors = (found.to(matrices.device) for found in _on_threads(matrices.cpu()))
-    else:
-        values, vectors = _on_threads(matrices)
+    with _as_numeric():
+        if side > _THREADED or (matrices.device.type == "cpu" and batch == 1):
+            values, vectors = torch.linalg.eigh(matrices)
+        elif matrices.nbytes < _MOVED_TOGETHER:
+            values, vectors = (found.to(matrices.device) for found in _on_threads(matrices.cpu()))
+        else:
+            values, vectors = _on_threads(matrices)
     return values.flip(-1), vectors.flip(-1)
 
 
 def eigenvalues(matrices: Tensor) -> Tensor:
     """:func:`eigh` without the vectors, which are most of the work for large matrices."""
     if matrices.shape[-1] > _THREADED:
-        values: Tensor = torch.linalg.eigvalsh(matrices)
+        with _as_numeric():
+            values: Tensor = torch.linalg.eigvalsh(matrices)
         return values.flip(-1)
     return eigh(matrices)[0]
+
+
+@contextmanager
+def _as_numeric() -> Iterator[None]:
+    """LAPACK's failure as what it is about."""
+    try:
+        yield
+    except torch.linalg.LinAlgError as error:
+        raise NumericError(
+            "no spectrum can be computed: products of the values are beyond float64"
+        ) from error
 
 
 @contextmanager

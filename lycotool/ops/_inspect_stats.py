@@ -185,7 +185,15 @@ def _nbytes(change: Change) -> int:
 
 def _measured(group: Sequence[tuple[ModuleStats, Change]]) -> Iterable[tuple[str, ModuleStats]]:
     """Modules with their numbers filled in."""
-    spectra = iter(singular_values([matrix for _, change in group for matrix in _matrices(change)]))
+    try:
+        spectra = iter(singular_values([matrix for _, change in group for matrix in _matrices(change)]))
+    except NumericError as error:
+        if len(group) == 1:
+            yield group[0][0].name, replace(group[0][0], is_finite=False, reason=error.message)
+            return
+        for one in group:
+            yield from _measured([one])
+        return
     for blank, change in group:
         parts = [next(spectra) for _ in _matrices(change)]
         yield blank.name, _filled(blank, change, parts)

@@ -206,6 +206,9 @@ ROWS: tuple[Row, ...] = (
         "convert": Expected((OK, INCOMPATIBLE), "")}),
     refused("B29", "1e6 saved as fp16", _value(UP, 1e6), NUMERIC, "65504", options=("--dtype", "fp16"),
             verbs=("resize", "merge", "convert")),
+    refused("B29h", "a LoHa whose products overflow", lambda _: {name: 1e38 * t.sign() for name, t in _loha(_).items()},
+            NUMERIC, "inf|NaN|overflow", verbs=("inspect", "check", "fold", "bake"),
+            by_verb={"check": Expected.of(CHECK, "fp16-overflow")}),
     refused("B30", "values below the range of fp16", put(up=torch.full((16, 4), 3e-8)), CHECK, "",
             options=("--dtype", "fp16", "--verify"), verbs=("convert",),
             decision="small values round to zero as in any cast; --verify, the default of `convert` where tensors"
