@@ -16,14 +16,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-import atheris
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-with atheris.instrument_imports(include=["lycotool"]):
-    from lycotool.errors import LycotoolError
-    from reliability import fuzz
 
 
 class Choices(random.Random):
@@ -48,7 +43,7 @@ class Choices(random.Random):
         return self.getrandbits(16) / 2**16
 
 
-def bare(targets: fuzz.Targets, name: str, data: bytes) -> None:
+def bare(fuzz: ModuleType, targets: object, name: str, data: bytes) -> None:
     """The bytes as they are, for the parsers that take bytes or text."""
     match name:
         case "header":
@@ -71,6 +66,12 @@ def bare(targets: fuzz.Targets, name: str, data: bytes) -> None:
 
 def main(name: str, options: list[str]) -> None:
     """Run one target until libFuzzer has had enough."""
+    import atheris
+
+    with atheris.instrument_imports(include=["lycotool"]):
+        from lycotool.errors import LycotoolError
+        from reliability import fuzz
+
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         targets = fuzz.Targets(Path(folder))
         target = targets.all()[name]
@@ -81,7 +82,7 @@ def main(name: str, options: list[str]) -> None:
                 if data[:1] < b"\x80":
                     target(Choices(data[1:]))
                 else:
-                    bare(targets, name, data[1:])
+                    bare(fuzz, targets, name, data[1:])
             except LycotoolError:
                 pass
             took = time.process_time() - start
