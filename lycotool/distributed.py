@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Value = TypeVar("Value")
+
+#: Everyone's value to each process, by rank: :meth:`World.gather`.
+Gather = Callable[[Any], list[Any]]
 
 #: Where processes leave their numbers for :mod:`lycotool.launching`; unset if something else started them.
 PIDS = "LYCOTOOL_PIDS"

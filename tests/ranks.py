@@ -9,8 +9,10 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +36,12 @@ class Ended:
     seconds: float
 
 
-def run_ranks(
-    folder: Path, target: Callable[..., None], *arguments: Any, ranks: int = 2, **environment: str
-) -> list[Ended]:
+def run_ranks(folder: Path, target: Callable[..., None], *arguments: Any, ranks: int = 2) -> list[Ended]:
     """``target(*arguments)`` in ``ranks`` processes; a process still running at the end is a failure."""
     port = _free_port()
     places = [
-        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-         "MASTER_PORT": str(port), **environment}
+        {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
+         "MASTER_PORT": str(port)}
         for rank in range(ranks)
     ]  # fmt: skip
     files = [(folder / f"rank{rank}.out", folder / f"rank{rank}.err") for rank in range(ranks)]
@@ -71,6 +71,22 @@ def run_ranks(
     ]
 
 
+def in_threads(work: Callable[[int, Callable[[Any], list[Any]]], Any]) -> list[Any]:
+    """``work(rank, gather)`` of two ranks at once, where nothing but `World.gather` is used; what each gives."""
+    barrier = threading.Barrier(2, timeout=30)
+    values: list[Any] = [None, None]
+
+    def gather(rank: int, value: Any) -> list[Any]:
+        values[rank] = value
+        barrier.wait()
+        found = list(values)
+        barrier.wait()
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda rank: work(rank, lambda value: gather(rank, value)), (0, 1)))
+
+
 def lycotool(arguments: Sequence[object]) -> None:
     """A target: the command line."""
     from lycotool.cli import main
@@ -89,6 +105,7 @@ def _run(
     import torch
 
     torch.set_num_threads(1)
+    os.environ.clear()
     os.environ.update(place)
     os.chdir(folder)
     for number, file in enumerate(files, 1):

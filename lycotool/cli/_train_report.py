@@ -146,6 +146,7 @@ def plan_lines(plan: TrainPlan) -> list[str]:
         *plan.dataset,
         *table,
         f"{plan.parameters:,} parameters, learning rate {rates}",
+        *_shared(plan),
         f"{plan.steps} steps ({plan.epochs} epochs), seed {plan.seed}",
         *memory_lines(plan),
     ]
@@ -171,6 +172,14 @@ def memory_lines(plan: TrainPlan) -> list[str]:
     lines += [f"  {human_bytes(size):>10} {name}" for name, size in rows.items() if size]
     lines.append(f"  {human_bytes(memory.encoding):>10} before training, while images are encoded")
     return [*lines, *([plan.memory_reason] if plan.memory_reason else [])]
+
+
+def _shared(plan: TrainPlan) -> list[str]:
+    """What several processes make of the batch size."""
+    if plan.processes == 1:
+        return []
+    sizes = ", ".join(f"{size} images ({size // plan.processes} each)" for size in plan.batch_sizes)
+    return [f"{plan.processes} processes share each batch of {sizes}; learning rates are not scaled"]
 
 
 def show_train(out: Output, result: TrainResult) -> None:

@@ -12,7 +12,9 @@ from lycotool.cli import _options as opt
 from lycotool.cli._declared import parameters
 from lycotool.cli._errors import reported
 from lycotool.cli._output import Output
+from lycotool.distributed import launched
 from lycotool.errors import UsageError
+from lycotool.launching import launch
 from lycotool.training import config
 from lycotool.training.declare import Declared
 
@@ -80,6 +82,7 @@ def train(
     saves and ends with 130; the same command goes on from there. Prints the path that was written.
     """
     from lycotool.cli._train_report import TrainProgress, show_train
+    from lycotool.ops.train import check, processes
     from lycotool.ops.train import train as run
 
     values = _gathered(base, dataset, output, config_file, kohya_config, network_arg, given)
@@ -87,10 +90,19 @@ def train(
     if print_config:
         sys.stdout.write(config.to_toml(options))
         return
-    out = Output(json=json_output, quiet=quiet)
+    place = launched()
+    if place is None and not dry_run:
+        count = processes(options)
+        if count > 1:
+            check(options, force=force)
+            launch(count, sys.argv[1:])
+            return
+    speaks = place is None or place.rank == 0
+    out = Output(json=json_output, quiet=quiet or not speaks)
     with TrainProgress(out) as progress:
         result = run(options, force=force, dry_run=dry_run, strict=strict, observer=progress)
-    show_train(out, result)
+    if speaks:
+        show_train(out, result)
 
 
 def _gathered(

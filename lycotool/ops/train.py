@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lycotool.devices import resolve_device
+from lycotool.distributed import World, joined, launched
 from lycotool.errors import OutputError, UsageError
 from lycotool.formats.dialects import DIALECTS
 from lycotool.io.open import open_store
 from lycotool.io.writer import prepare_output
+from lycotool.launching import how_many
 from lycotool.lazy import torch
 from lycotool.ops._adapter import read_adapter
 from lycotool.ops._common import check_suffix, default_name, refuse_warnings
@@ -44,6 +48,10 @@ class TrainPlan:
         ``sd1``, ``sd2`` or ``sdxl``.
     modules
         The module type table.
+    processes
+        That train together, each on a GPU of its own.
+    batch_sizes
+        Images of a batch in all processes together, of each part of the data set.
     lrs
         Learning rate by component.
     memory, available
@@ -65,6 +73,8 @@ class TrainPlan:
     steps: int
     epochs: int
     seed: int
+    processes: int
+    batch_sizes: tuple[int, ...]
     lrs: Mapping[str, float]
     gradient_checkpointing: bool
     memory: MemoryEstimate | None
@@ -114,6 +124,9 @@ def train(
 ) -> TrainResult:
     """Train an adapter.
 
+    In a process of several that were started together (:mod:`lycotool.distributed`), train with the
+    others; rank 0 alone writes and reports, and its result names the files.
+
     Parameters
     ----------
     force
@@ -130,18 +143,78 @@ def train(
     LycotoolError
         As the parts say.
     """
+    count = 1 if launched() is not None else processes(options)
+    if dry_run and launched() is None:
+        world = World(0, count, resolve_device(options.compute.device))
+        told = observer or Observer()
+        return _train(options, world, force=force, dry_run=True, strict=strict, observer=told)
+    if count > 1:
+        raise UsageError(
+            "a function is called in one process; --gpus is of the command line",
+            hint=f"`torchrun --nproc-per-node {count} SCRIPT` starts several",
+        )
+    with joined(options.compute.device) as world:
+        told = observer if observer is not None and world.is_main else Observer()
+        return _train(options, world, force=force, dry_run=dry_run, strict=strict, observer=told)
+
+
+def processes(options: TrainOptions) -> int:
+    """How many processes train together: those there are already, or that are to be started.
+
+    Raises
+    ------
+    UsageError
+        If there are not so many GPUs, or the launcher and the options differ.
+    """
+    place, wanted = launched(), options.compute.gpus
+    if place is None:
+        return how_many(wanted, options.compute.device)
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(place.size))
+    if wanted not in ("1", "auto", here, str(place.size)):
+        raise UsageError(
+            f"--gpus {wanted} in one of {place.size} processes that were launched together",
+            hint="leave one of both away",
+        )
+    return place.size
+
+
+def check(options: TrainOptions, *, force: bool) -> None:
+    """Refuse what can be seen to be wrong before processes are started and models are read.
+
+    Raises
+    ------
+    LycotoolError
+        As :func:`train` does.
+    """
     _check_names(options)
     require_libraries()
+    from lycotool.training.checks import check_options
+    from lycotool.training.presets import read_preset
+
+    _check_output(options, _output(options), force=force)
+    for path in (options.base, options.dataset):
+        if not Path(path).exists():
+            raise UsageError("no such file or folder", path=path)
+    read_preset(options.network.preset)
+    check_options(options)
+
+
+def _train(
+    options: TrainOptions, world: World, *, force: bool, dry_run: bool, strict: bool, observer: Observer
+) -> TrainResult:
+    _check_names(options)
+    require_libraries()
+    processes(options)
     from lycotool.training.memory.choice import choose_memory
     from lycotool.training.memory.exhausted import explained
     from lycotool.training.setup import prepare
 
-    observer = observer or Observer()
     output = _output(options)
     state_folder = output.with_name(output.name.removesuffix(".safetensors") + ".state")
-    _check_output(options, output, force=force)
+    if world.is_main:
+        _check_output(options, output, force=force)
     with explained(options):
-        ready = prepare(options, load_weights=_load_weights, weightless=dry_run)
+        ready = prepare(options, load_weights=_load_weights, weightless=dry_run, world=world)
     choice = None
     if dry_run or ready.device.type == "cuda":
         choice = choose_memory(ready)
@@ -171,8 +244,9 @@ def _run(
 
     options = ready.options
     started, clock = now(), time.perf_counter()
-    identity = continuity.identity(options, ready.base, ready.dataset)
-    folder = _resumed_from(options, state_folder)
+    world = ready.world
+    identity = continuity.identity(options, ready.base, ready.dataset, ranks=world.size)
+    folder = world.share(_resumed_from(options, state_folder))
     state = None
     if folder is not None:
         state = read_state(folder)
@@ -186,7 +260,7 @@ def _run(
     first_step = 0 if state is None else state.step
     with ExitStack() as closing:
         last = _Last()
-        observers = Observers(observer, last, *_logs(options, first_step, closing))
+        observers = Observers(observer, last, *(_logs(options, first_step, closing) if world.is_main else ()))
         run = make_run(ready, observers)
         metadata = RunMetadata(
             options,
@@ -366,14 +440,21 @@ def _describe(ready: Trainable, choice: MemoryChoice | None, output: str) -> Tra
         steps=ready.plan.steps,
         epochs=ready.plan.epochs,
         seed=ready.options.length.seed,
+        processes=ready.world.size,
+        batch_sizes=_batch_sizes(ready),
         lrs=ready.lrs,
         gradient_checkpointing=bool(ready.options.compute.gradient_checkpointing),
         memory=None if choice is None else choice.estimate,
         available=None if choice is None else choice.available,
         memory_reason="" if choice is None else choice.reason,
-        dataset=ready.dataset.describe(),
+        dataset=ready.dataset.describe(ready.world.size),
         warnings=(*warnings_of(ready), *([choice.warning] if choice is not None and choice.warning else [])),
     )
+
+
+def _batch_sizes(ready: Trainable) -> tuple[int, ...]:
+    groups = sorted({subset.group for subset in ready.dataset.subsets})
+    return tuple(ready.dataset.batch_size_of(group) * ready.world.size for group in groups)
 
 
 def _optimizer_text(options: TrainOptions, arguments: Mapping[str, object]) -> str:

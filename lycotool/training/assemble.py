@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lycotool.distributed import World
 from lycotool.errors import UsageError
 from lycotool.lazy import torch
 from lycotool.training.bases.images import encode_images
@@ -49,9 +50,9 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
     diffusion = diffusion_of(options, base)
     schedule = schedule_of(options.schedule, ready.plan.steps)
     stepper = Stepper(groups_of(ready), options.optimizer.optimizer, options.optimizer.optimizer_arg)
-    latents = latents_of(options, base, ready.dataset, observer)
+    latents = latents_of(options, base, ready.dataset, observer, ready.world)
     held_out = ready.dataset.validation
-    validated = None if held_out is None else latents_of(options, base, held_out, observer)
+    validated = None if held_out is None else latents_of(options, base, held_out, observer, ready.world)
     texts = None if any(component != "unet" for component in ready.lrs) else texts_of(options, base)
     inputs = input_maker(ready, ready.dataset, latents, texts)
     if texts is not None:
@@ -69,6 +70,7 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
     network.train()
     every = options.log.log_every or (_LOOK_EVERY if base.device.type == "cuda" else 1)
     return Run(
+        world=ready.world,
         base=base,
         network=network,
         plan=ready.plan,
@@ -99,6 +101,8 @@ def input_maker(
         max_token_length=ready.options.data.max_token_length,
         seed=ready.options.length.seed,
         total_steps=ready.plan.steps,
+        rank=ready.world.rank,
+        ranks=ready.world.size,
     )
 
 
@@ -195,19 +199,25 @@ def make_images(ready: Trainable, run: Run, output: Path) -> ImageMaker | None:
     )
 
 
-def latents_of(options: TrainOptions, base: BaseModel, dataset: Dataset, observer: Observer) -> LatentCache:
-    """Encode the images, or get ready to."""
+def latents_of(
+    options: TrainOptions, base: BaseModel, dataset: Dataset, observer: Observer, world: World | None = None
+) -> LatentCache:
+    """Encode the images, each in one of the processes, or get ready to."""
+    world = world or World(0, 1, base.device)
     where = options.data.cache_latents
     folder = _cache_folder(options) if where == "disk" else None
     key = base.vae_fingerprint if where == "disk" else ""
     if where != "none":
-        observer.start("encoding images", sum(1 for _ in dataset.examples))
+        observer.start("encoding images", len(dataset.examples[world.rank :: world.size]))
     cache = cache_latents(
         dataset,
         lambda pixels: encode_images(base, pixels),
         key=key,
         where=where,
         folder=folder,
+        rank=world.rank,
+        ranks=world.size,
+        gather=world.gather,
         advance=observer.advance,
     )
     for note in cache.notes:
@@ -234,8 +244,15 @@ def _fill_texts(ready: Trainable, inputs: InputMaker, texts: TextCache, observer
     if ready.options.data.cache_text == "none":
         return
     captions = captions_of(ready.plan, epoch=0)
-    observer.start("encoding captions", len(captions))
-    texts.fill(inputs.token_ids(sorted(captions)), advance=observer.advance)
+    world = ready.world
+    observer.start("encoding captions", len(captions) // world.size)
+    texts.fill(
+        inputs.token_ids(sorted(captions)),
+        rank=world.rank,
+        ranks=world.size,
+        gather=world.gather,
+        advance=observer.advance,
+    )
 
 
 def _cache_folder(options: TrainOptions) -> Path:

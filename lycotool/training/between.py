@@ -20,7 +20,7 @@ from lycotool.training.validation import Validation
 
 
 class Between:
-    """Does what is due after a step.
+    """Does what is due after a step. Of several processes all validate, and one writes.
 
     Parameters
     ----------
@@ -54,6 +54,7 @@ class Between:
         self._sampled = when_sampled
         self._state_folder = state_folder
         self._identity = identity
+        self._writes = run.world.is_main
         self.validation_loss: float | None = None
         self.outputs: list[str] = []
 
@@ -84,7 +85,7 @@ class Between:
             self.outputs = self._write(done, epoch, final=True)
             if self._save.save_state_on_train_end:
                 self._write_state(done)
-            elif self._save.save_state:
+            elif self._save.save_state and self._writes:
                 remove_state(self._state_folder)
         elif self._saves(planned):
             self._write(done, epoch, ends_epoch=self._saves_epoch(planned))
@@ -124,11 +125,15 @@ class Between:
 
     def _sample(self, done: int) -> None:
         assert self._images is not None
+        if not self._writes:
+            return
         with evaluating(self._run):
             paths = self._images.make(done)
         self._observer.sampled(done, [str(path) for path in paths])
 
     def _write(self, done: int, epoch: int, *, final: bool = False, ends_epoch: bool = False) -> list[str]:
+        if not self._writes:
+            return []
         with evaluating(self._run):
             if final:
                 paths = self._saver.final(done, epoch)
@@ -139,6 +144,8 @@ class Between:
         return paths
 
     def _write_state(self, done: int) -> None:
+        if not self._writes:
+            return
         tensors, rest = state_of(self._run)
         rest |= {"identity": self._identity, "saves": self._saver.written}
         write_state(self._state_folder, State(done, tensors, rest))

@@ -168,6 +168,8 @@ def _convert_one(entry: Declared, value: object) -> Any:  # noqa: ANN401 - the o
         value = float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
+    if kind is str and type(value) is int:
+        value = str(value)
     if type(value) is not kind:
         raise UsageError(f"{value!r}, expected {_article(kind)}")
     if entry.choices and value not in entry.choices:

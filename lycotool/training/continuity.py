@@ -19,12 +19,27 @@ from lycotool.training.schedules import ENDLESS
 _FREE_GROUPS = frozenset({"save", "metadata", "log", "validation", "samples"})
 #: Options of other groups that do not either.
 _FREE = frozenset(
-    {"device", "cache_latents", "cache_text", "cache_dir", "validation_seed", "gradient_checkpointing"}
+    {
+        "device",
+        "cache_latents",
+        "cache_text",
+        "cache_dir",
+        "gpus",
+        "validation_seed",
+        "gradient_checkpointing",
+    }
 )
 
 
-def identity(options: TrainOptions, base: BaseModel, dataset: Dataset) -> dict[str, Any]:
-    """What must be the same for a resumed run to be the run that was stopped: JSON."""
+def identity(options: TrainOptions, base: BaseModel, dataset: Dataset, *, ranks: int = 1) -> dict[str, Any]:
+    """What must be the same for a resumed run to be the run that was stopped: JSON.
+
+    Parameters
+    ----------
+    ranks
+        Processes that train together. Batch sizes are those of all of them, so a run goes on in
+        another number of processes if their batches are as much larger or smaller.
+    """
     decided: dict[str, Any] = {}
     for name, entry in all_options().items():
         if entry.group not in _FREE_GROUPS and name not in _FREE:
@@ -33,7 +48,8 @@ def identity(options: TrainOptions, base: BaseModel, dataset: Dataset) -> dict[s
         del decided["steps"], decided["epochs"]
     decided |= {
         "base": base.content_hash,
-        "dataset": _digest(dataset),
+        "dataset": _digest(dataset, ranks),
+        "batch_size": options.data.batch_size * ranks,
     }
     found: dict[str, Any] = json.loads(json.dumps(decided))
     return found
@@ -60,6 +76,8 @@ def check(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
 def _difference(name: str, before: object, now: object) -> str:
     if name in ("base", "dataset"):
         return f"{name}: is not the same"
+    if name == "batch_size":
+        return f"images per batch (--batch-size times processes): was {before}, is {now}"
     return f"{name}: was {before}, is {now}"
 
 
@@ -69,12 +87,15 @@ def _is_endless(options: TrainOptions) -> bool:
     return options.schedule.lr_scheduler in ENDLESS and all(value == 0 or value >= 1 for value in shares)
 
 
-def _digest(dataset: Dataset) -> str:
+def _digest(dataset: Dataset, ranks: int) -> str:
     rows = [
         [e.path.name, _size(e.path), list(e.size), e.caption, list(e.bucket), e.repeats, e.loss_weight]
         for e in dataset.examples
     ]
-    subsets = [dataclasses.asdict(subset.options) for subset in dataset.subsets]
+    subsets = [
+        dataclasses.asdict(subset.options) | {"batch_size": subset.options.batch_size * ranks}
+        for subset in dataset.subsets
+    ]
     text = json.dumps([rows, subsets], default=str, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

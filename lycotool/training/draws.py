@@ -50,7 +50,14 @@ class Draws:
 
 
 def draw(
-    options: NoiseOptions, shape: tuple[int, int, int], *, seed: int, step: int, first: int, count: int
+    options: NoiseOptions,
+    shape: tuple[int, int, int],
+    *,
+    seed: int,
+    step: int,
+    first: int,
+    count: int,
+    stride: int = 1,
 ) -> Draws:
     """Draw for ``count`` samples of a step.
 
@@ -60,8 +67,10 @@ def draw(
         Channels, height and width of the latents.
     first
         The first sample's number in the step.
+    stride
+        From one number to the next: how many processes share the batch.
     """
-    samples = [(step, first + place) for place in range(count)]
+    samples = [(step, first + stride * place) for place in range(count)]
     drawn: dict[str, Tensor] = {
         "timesteps": torch.tensor([_timestep(options, seed, index) for index in samples]),
         "noise": _normal(shape, seed, NOISE, samples),

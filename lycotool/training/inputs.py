@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lycotool.lazy import torch
@@ -60,6 +60,8 @@ class InputMaker:
         The cache of a run whose text encoders are frozen, else None.
     total_steps
         Of the run, for the tag warm-up.
+    rank, ranks
+        Which part of each batch: every ``ranks``-th sample from ``rank``.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class InputMaker:
         max_token_length: int,
         seed: int,
         total_steps: int,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.base = base
         self.dataset = dataset
@@ -82,10 +86,24 @@ class InputMaker:
         self._max_token_length = max_token_length
         self._seed = seed
         self._total_steps = total_steps
+        self._rank = rank
+        self._ranks = ranks
         self._tokenizers = [Tokenizer("zero" if pad == 0 else "eos") for pad in base.pad_tokens]
 
     def make(self, batch: Batch, *, step: int, first: int) -> Inputs:
-        """The inputs of a batch whose first sample is number ``first`` of the step."""
+        """The own part of a batch whose first sample is number ``first`` of the step.
+
+        A sample keeps its number, so all that is drawn for it is what one process alone draws.
+        Where a batch is too small for all, a process that is left over computes the first sample
+        with a weight of 0: it takes part in the step, and adds nothing.
+        """
+        part = batch.of_rank(self._rank, self._ranks)
+        if part.samples:
+            return self._inputs(part, step=step, first=first + self._rank)
+        inputs = self._inputs(batch.of_rank(0, len(batch.samples)), step=step, first=first)
+        return replace(inputs, weights=torch.zeros_like(inputs.weights))
+
+    def _inputs(self, batch: Batch, *, step: int, first: int) -> Inputs:
         captions = [
             caption_of(
                 self.dataset,
@@ -99,7 +117,15 @@ class InputMaker:
         ]
         latents, size_ids = self.latents.sample(batch, seed=self._seed, step=step)
         shape = latents.shape[1], latents.shape[2], latents.shape[3]
-        draws = draw(self._noise, shape, seed=self._seed, step=step, first=first, count=len(batch.samples))
+        draws = draw(
+            self._noise,
+            shape,
+            seed=self._seed,
+            step=step,
+            first=first,
+            count=len(batch.samples),
+            stride=self._ranks,
+        )
         return self.assemble(batch, captions, latents, size_ids, draws)
 
     def assemble(

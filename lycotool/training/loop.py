@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from lycotool.distributed import World
 from lycotool.errors import NumericError
 from lycotool.training.bases.model import BaseModel
 from lycotool.training.bases.predict import predict
@@ -27,7 +28,7 @@ from lycotool.training.plan import Plan, StepPlan
 from lycotool.training.recorder import Recorder
 from lycotool.training.schedules import Schedule
 from lycotool.training.step import Steps
-from lycotool.training.stopping import held_back
+from lycotool.training.stopping import Stop, held_back
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,6 +44,7 @@ class Run:
         Whether batches of one shape are recorded as a CUDA graph.
     """
 
+    world: World
     base: BaseModel
     network: Network
     plan: Plan
@@ -114,15 +116,28 @@ def train(run: Run, events: Events, observer: Observer, *, first_step: int = 0) 
                 step=step, epoch=planned.epoch, loss=loss, norm=norm, lr=run.lrs(step), images=planned.samples
             )
             last = step == run.plan.steps - 1
-            if stop or last or run.recorder.is_due or events.is_due(planned):
+            due = last or run.recorder.is_due or events.is_due(planned)
+            stops = _agree(run.world, stop, due=due)
+            if stops or due:
                 for record in run.recorder.fetch():
                     _check(run, record)
                     observer.step(record)
-            if stop and not last:
+            if stops and not last:
                 events.interrupted(step + 1)
+                run.world.barrier()
                 break
             if events.is_due(planned):
                 events.after(planned)
+
+
+def _agree(world: World, stop: Stop, *, due: bool) -> bool:
+    """Whether the run stops here, in all processes: a signal may have reached only one of them.
+
+    They ask each other at the steps at which they wait for their devices anyway.
+    """
+    if world.size > 1 and due:
+        stop.number = world.largest(stop.number or 0) or None
+    return bool(stop) and (world.size == 1 or due)
 
 
 def _check(run: Run, record: StepRecord) -> None:
@@ -136,7 +151,8 @@ def _check(run: Run, record: StepRecord) -> None:
     what = "loss" if not math.isfinite(record.loss) else "norm of the gradients"
     value = record.loss if what == "loss" else record.grad_norm
     planned = run.plan.at(record.step - 1)
-    files, place = _locate(run, planned)
+    found = run.world.gather(_locate(run, planned))
+    files, place = next((pair for pair in found if not pair[1].startswith("no layer")), found[0])
     raise NumericError(
         f"the {what} of step {record.step} is {value}",
         details=[f"images: {', '.join(files)}", f"first seen in {place}"],

@@ -52,12 +52,12 @@ class MaskSpec:
     block: int = 0
 
 
-def draw_masks(specs: Sequence[MaskSpec], seed: int, step: int, part: int) -> np.ndarray:
+def draw_masks(specs: Sequence[MaskSpec], seed: int, step: int) -> np.ndarray:
     """All masks of a step behind each other, float32."""
     import numpy as np
 
-    uniform = numpy_generator(seed, DROPOUT, step, part).random(sum(spec.size for spec in specs))
-    blocks = numpy_generator(seed, BLOCKS, step, part).random(len(specs))
+    uniform = numpy_generator(seed, DROPOUT, step, 0).random(sum(spec.size for spec in specs))
+    blocks = numpy_generator(seed, BLOCKS, step, 0).random(len(specs))
     masks = np.empty(uniform.shape, dtype=np.float32)
     start = 0
     block = 0

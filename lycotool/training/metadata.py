@@ -101,7 +101,7 @@ class RunMetadata:
         values |= _network(options, set(labels))
         if self._keep_all:
             values |= _training(options, plan, lrs, optimizer, started, title)
-            values |= _data(plan.dataset)
+            values |= _data(plan.dataset, plan.ranks)
             values |= _files(base)
         if not self._keep_all:
             values = {key: value for key, value in values.items() if key in MINIMUM}
@@ -174,7 +174,7 @@ def _training(
     }
 
 
-def _data(dataset: Dataset) -> dict[str, Any]:
+def _data(dataset: Dataset, ranks: int) -> dict[str, Any]:
     regular = {True: 0, False: 0}
     folders: dict[bool, dict[str, dict[str, int]]] = {True: {}, False: {}}
     for index, subset in enumerate(dataset.subsets):
@@ -194,7 +194,7 @@ def _data(dataset: Dataset) -> dict[str, Any]:
         "ss_num_reg_images": regular[True],
         "ss_num_validation_images": 0 if dataset.validation is None else len(dataset.validation.examples),
         "ss_batch_size_per_device": first,
-        "ss_total_batch_size": first,
+        "ss_total_batch_size": first * ranks,
         "ss_resolution": size,
         "ss_dataset_dirs": json.dumps(folders[False], ensure_ascii=False),
         "ss_reg_dataset_dirs": json.dumps(folders[True], ensure_ascii=False),

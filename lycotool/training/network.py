@@ -59,6 +59,8 @@ class Network(nn.Module):
         self.components = tuple(component for component, _ in layers.values())
         self.layers = nn.ModuleList(layer for _, layer in layers.values())
         self._seed = seed
+        #: Which process: each drops other elements of its samples, and the same ranks and layers.
+        self.part = 0
         self._lr_ratios: dict[str, float] = {}
         self._masks: Tensor | None = None
         self._step_seed: Tensor | None = None
@@ -181,17 +183,11 @@ class Network(nn.Module):
 
     # --- a step ----------------------------------------------------------------------------
 
-    def draw(self, step: int, part: int = 0) -> None:
-        """Choose what a step drops and which ranks of a DyLoRA it trains.
-
-        Parameters
-        ----------
-        part
-            Which forward pass of the step: micro-batch times rank.
-        """
+    def draw(self, step: int) -> None:
+        """Choose what a step drops and which ranks of a DyLoRA it trains."""
         device = next(self.parameters()).device
         if self._specs:
-            drawn = torch.from_numpy(draw_masks(self._specs, self._seed, step, part))
+            drawn = torch.from_numpy(draw_masks(self._specs, self._seed, step))
             if self._masks is None or self._masks.device != device:
                 self._masks = torch.empty_like(drawn, device=device)
                 self._hand_out(self._masks)
@@ -201,7 +197,7 @@ class Network(nn.Module):
                 self._step_seed = torch.zeros((), dtype=torch.int64, device=device)
                 for layer in self.adapters:
                     layer.seed = self._step_seed
-            self._step_seed.fill_(seed_of(self._seed, ELEMENTS, step, part))
+            self._step_seed.fill_(seed_of(self._seed, ELEMENTS, step, self.part))
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

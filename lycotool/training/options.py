@@ -201,6 +201,13 @@ class ComputeOptions:
         "Where to compute; auto is cuda, then mps, then cpu.",
         metavar="auto|cpu|cuda[:N]|mps",
     )
+    gpus: str = option(
+        "1",
+        _COMPUTE,
+        "Train on so many GPUs, a process and `--batch-size` images on each; auto is all there are. Learning "
+        "rates stay as they are.",
+        metavar="N|auto",
+    )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = option(
         "auto",
         _COMPUTE,

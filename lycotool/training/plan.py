@@ -42,19 +42,25 @@ class Plan:
     An epoch is cut into steps of ``gradient_accumulation_steps`` batches; its last step may have
     fewer, as in sd-scripts.
 
+    Parameters
+    ----------
+    ranks
+        Processes that share each batch, ``batch_size`` samples each.
+
     Raises
     ------
     UsageError
         If steps and epochs are both given.
     """
 
-    def __init__(self, dataset: Dataset, length: LengthOptions) -> None:
+    def __init__(self, dataset: Dataset, length: LengthOptions, *, ranks: int = 1) -> None:
         if length.steps is not None and length.epochs is not None:
             raise UsageError("`--steps` and `--epochs` both say how long the run is", hint="give one")
         self.dataset = dataset
+        self.ranks = ranks
         self.seed = length.seed
         self.accumulation = length.gradient_accumulation_steps
-        self.batches_per_epoch = dataset.batches_per_epoch()
+        self.batches_per_epoch = dataset.batches_per_epoch(ranks)
         self.steps_per_epoch = -(-self.batches_per_epoch // self.accumulation)
         if length.epochs is not None:
             self.steps = length.epochs * self.steps_per_epoch
@@ -75,4 +81,4 @@ class Plan:
         return StepPlan(step, epoch, batches, position == self.steps_per_epoch - 1)
 
     def _plan_epoch(self, epoch: int) -> tuple[Batch, ...]:
-        return plan_epoch(self.dataset, seed=self.seed, epoch=epoch)
+        return plan_epoch(self.dataset, seed=self.seed, epoch=epoch, ranks=self.ranks)

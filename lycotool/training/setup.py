@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lycotool.devices import resolve_device
+from lycotool.distributed import World
 from lycotool.errors import UsageError
 from lycotool.io.nearest import nearest_file
 from lycotool.lazy import torch
@@ -51,6 +52,8 @@ class Trainable:
     keeps_text, keeps_vae
         Whether text encoders and VAE are at work while training, because they are trained, or
         their inputs change from step to step.
+    world
+        The processes that train together.
     """
 
     options: TrainOptions
@@ -62,6 +65,7 @@ class Trainable:
     device: torch.device
     keeps_text: bool
     keeps_vae: bool
+    world: World
 
 
 def prepare(
@@ -70,6 +74,7 @@ def prepare(
     load_weights: Callable[[str], Mapping[str, Loaded]],
     base: BaseModel | None = None,
     weightless: bool = False,
+    world: World | None = None,
 ) -> Trainable:
     """Read the base and the data, and attach the network.
 
@@ -81,6 +86,8 @@ def prepare(
         A model in memory instead of ``options.base``.
     weightless
         Read no weights of the base: enough to plan and to count.
+    world
+        The processes that train together, which has decided the device; None for this one alone.
 
     Raises
     ------
@@ -91,7 +98,8 @@ def prepare(
         raise UsageError("no such file or folder", path=options.dataset, hint=nearest_file(options.dataset))
     preset = read_preset(options.network.preset)
     optimizer = check_options(options)
-    device = resolve_device(options.compute.device)
+    world = world or World(0, 1, resolve_device(options.compute.device))
+    device = world.device
     precision = _precision(options.compute.precision, device)
     options = replace(options, compute=replace(options.compute, precision=precision))
     if base is None:
@@ -119,9 +127,10 @@ def prepare(
         weights=None if weights is None else load_weights(weights),
     )
     network.to(base.device)
+    network.part = world.rank
     used = set(network.components)
     lrs = {component: lr for component, lr in lrs.items() if component in used}
-    plan = Plan(dataset, options.length)
+    plan = Plan(dataset, options.length, ranks=world.size)
     return Trainable(
         options,
         base,
@@ -132,6 +141,7 @@ def prepare(
         device,
         keeps_text=any(component != "unet" for component in lrs) or _text_changes(options, plan),
         keeps_vae=options.data.cache_latents == "none" or any(s.options.random_crop for s in dataset.subsets),
+        world=world,
     )
 
 

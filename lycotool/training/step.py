@@ -51,6 +51,7 @@ class Steps:
         for batch in planned.batches:
             self._gradients(run.inputs.make(batch, step=planned.step, first=first))
             first += len(batch.samples)
+        run.stepper.reduce(run.world, self._loss)
         norm, allowed = run.scale.unscale(run.stepper)
         if allowed:
             run.stepper.clip(norm, run.max_grad_norm)

@@ -17,6 +17,7 @@ from lycotool.training.randomness import torch_generator
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lycotool.training.data.dataset import Batch
     from lycotool.training.loop import Run
 
 #: Index: example, time step.
@@ -54,23 +55,29 @@ class Validation:
 
     @torch.no_grad()
     def loss(self, run: Run) -> float:
-        """The mean loss of all images at all time steps, weighted as in training."""
-        found = [run.losses(inputs) for inputs in self._all()]
+        """The mean loss of all images at all time steps, weighted as in training.
+
+        The processes share the batches; the mean is over the same numbers in the same order.
+        """
+        world = run.world
+        mine = [
+            torch.cat([run.losses(inputs) for inputs in self._at_all_times(batch)]).cpu()
+            for batch in self._batches[world.rank :: world.size]
+        ]
+        parts = world.gather(mine)
+        found = [parts[place % world.size][place // world.size] for place in range(len(self._batches))]
         return float(torch.cat(found).mean())
 
-    def _all(self) -> Iterator[Inputs]:
+    def _at_all_times(self, batch: Batch) -> Iterator[Inputs]:
         dataset = self._inputs.dataset
-        for batch in self._batches:
-            captions = [
-                caption_of(dataset, sample, seed=self._seed, epoch=0, step=0) for sample in batch.samples
+        captions = [caption_of(dataset, sample, seed=self._seed, epoch=0, step=0) for sample in batch.samples]
+        latents, size_ids = self._inputs.latents.sample(batch, seed=self._seed, step=0)
+        for timestep in self._timesteps:
+            noise = [
+                torch.randn(
+                    latents.shape[1:], generator=torch_generator(self._seed, NOISE, s.example, timestep)
+                )
+                for s in batch.samples
             ]
-            latents, size_ids = self._inputs.latents.sample(batch, seed=self._seed, step=0)
-            for timestep in self._timesteps:
-                noise = [
-                    torch.randn(
-                        latents.shape[1:], generator=torch_generator(self._seed, NOISE, s.example, timestep)
-                    )
-                    for s in batch.samples
-                ]
-                draws = Draws(torch.full((len(noise),), timestep), torch.stack(noise))
-                yield self._inputs.assemble(batch, captions, latents, size_ids, draws)
+            draws = Draws(torch.full((len(noise),), timestep), torch.stack(noise))
+            yield self._inputs.assemble(batch, captions, latents, size_ids, draws)

@@ -185,7 +185,7 @@ def test_parameters_that_are_paths_are_known_to_be() -> None:
     values = {
         "N", "X", "TEXT", "GLOB", "W", "KEY", "KEY=VALUE", "NAME", "NAME=VALUE", "FORMAT", "BLOCKS:LAYERS:W", "N|W,H",
         "F:STEP,…,F", "SIZE", "0..1", "75|150|225", "auto|cpu|cuda[:N]|mps",
-        "auto|cpu|cuda[:N]",
+        "auto|cpu|cuda[:N]", "N|auto",
     }  # fmt: skip
     unknown = {
         (command.name, p.name, p.metavar)

@@ -157,8 +157,8 @@ class Dataset:
             found.setdefault(self.subsets[example.subset].source.name, Counter()).update(filter(None, tags))
         return {name: dict(counts) for name, counts in found.items()}
 
-    def describe(self) -> tuple[str, ...]:
-        """Lines that say what was found: sources, images, repeats, buckets."""
+    def describe(self, ranks: int = 1) -> tuple[str, ...]:
+        """Lines that say what was found: sources, images, repeats, buckets; batches of so many ranks."""
         lines = []
         repeats: dict[int, list[int]] = {index: [] for index in range(len(self.subsets))}
         for example in self.examples:
@@ -169,7 +169,7 @@ class Dataset:
             kind = " (regularisation)" if subset.options.is_reg else ""
             lines.append(f"{subset.source}: {len(repeats[index])} images x {times}{kind}")
         lines.extend(f"bucket {w}x{h}: {count} images" for (_, (w, h)), count in self.buckets.items())
-        steps = self.batches_per_epoch()
+        steps = self.batches_per_epoch(ranks)
         lines.append(f"{self.images_per_epoch} images and {steps} batches per epoch")
         if self.validation is not None:
             lines.append(f"{len(self.validation.examples)} images for validation")

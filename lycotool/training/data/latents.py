@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lycotool.distributed import Gather
 from lycotool.errors import BadInputError, NumericError, UsageError
 from lycotool.lazy import torch
 from lycotool.training.data.buckets import size_ids
@@ -35,6 +36,9 @@ CROP = "crop"
 
 #: Pixels ``(B, 3, H, W)`` in [-1, 1] to mean and standard deviation, each ``(B, C, h, w)``.
 Encode = Callable[["torch.Tensor"], "tuple[torch.Tensor, torch.Tensor]"]
+
+#: Posteriors of one message between ranks: 16 MiB at 1024x1024.
+_MESSAGE = 32
 
 #: Images decoded at once, and how many may wait for the VAE.
 _READERS, _AHEAD = 8, 16
@@ -175,6 +179,14 @@ class LatentCache:
             advance(1)
         findings.raise_faults("the data set")
 
+    def exchange(self, gather: Gather) -> None:
+        """Hold what others hold, too: a few views of each at a time, so that messages stay small."""
+        mine = [(view, posterior.to("cpu")) for view, posterior in self._held.items()]
+        for start in range(0, max(gather(len(mine))), _MESSAGE):
+            for part in gather(mine[start : start + _MESSAGE]):
+                for view, posterior in part:
+                    self._held.setdefault(view, posterior.to(self._device))
+
     def _views(self, index: int) -> list[View]:
         return [(index, flipped) for flipped in (False, True)[: 1 + self.dataset.options_of(index).flip_aug]]
 
@@ -286,7 +298,7 @@ def cache_latents(
     folder: Path | None = None,
     rank: int = 0,
     ranks: int = 1,
-    barrier: Callable[[], None] = lambda: None,
+    gather: Gather = lambda value: [value],
     advance: Callable[[int], None] = lambda images: None,
 ) -> LatentCache:
     """Encode a data set.
@@ -298,16 +310,16 @@ def cache_latents(
     key
         What its answer depends on: a hash of its weights, and its dtype.
     where
-        ``memory``: every rank encodes everything. ``disk``: the ranks share the work, image
-        ``i`` is rank ``i mod ranks``'s, and read entries when they need them. ``none``: images
-        are encoded at each use.
+        ``memory``: the ranks tell each other what they encoded, and each holds everything.
+        ``disk``: they read entries when they need them. ``none``: images are encoded at each use.
     folder
         For ``disk``.
-    barrier
-        Waits for all ranks.
+    rank, ranks
+        The ranks share the work: of :func:`images_to_cache`, ``i`` is rank ``i mod ranks``'s.
+    gather
+        Gives everyone's value to each rank, and so waits for all.
     advance
-        Told the number of images that became ready, of :func:`images_to_cache`; with ``disk``
-        of this rank's.
+        Told the number of this rank's images that became ready.
 
     Raises
     ------
@@ -326,10 +338,12 @@ def cache_latents(
         )
     cache = LatentCache(dataset, encode, key=key, folder=None if folder is None else CacheFolder(folder))
     if where == "memory":
-        cache.fill(images_to_cache(dataset), hold=True, advance=advance)
+        cache.fill(images_to_cache(dataset)[rank::ranks], hold=True, advance=advance)
+        if ranks > 1:
+            cache.exchange(gather)
     elif where == "disk":
         cache.fill(images_to_cache(dataset)[rank::ranks], hold=False, advance=advance)
-        barrier()
+        gather(None)
     return cache
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from lycotool.distributed import Gather
 from lycotool.lazy import torch
 from lycotool.training.data.cache_folder import CacheFolder, key_of
 
@@ -40,6 +41,9 @@ class Text(NamedTuple):
         """Bytes of both."""
         return self.hidden.nbytes + (0 if self.pooled is None else self.pooled.nbytes)
 
+
+#: Captions of one message between ranks: 10 MiB of SDXL's in 16 bits.
+_MESSAGE = 32
 
 #: Token ids, one tensor per encoder, each ``(B, ...)``.
 Ids = Sequence["torch.Tensor"]
@@ -123,19 +127,31 @@ class TextCache:
         *,
         rank: int = 0,
         ranks: int = 1,
-        barrier: Callable[[], None] = lambda: None,
+        gather: Gather = lambda value: [value],
         advance: Callable[[int], None] = lambda captions: None,
     ) -> None:
         """Encode captions known beforehand, and store them if there is a folder.
 
-        With a folder the ranks share the work, caption ``i`` is rank ``i mod ranks``'s; without
-        one each rank encodes all.
+        The ranks share the work, caption ``i`` is rank ``i mod ranks``'s; without a folder they
+        tell each other what they encoded.
         """
-        rows = list({self._entry(row): row for row in _rows(ids)}.values())
-        for row in rows[rank::ranks] if self._folder is not None else rows:
+        mine = list({self._entry(row): row for row in _rows(ids)}.values())[rank::ranks]
+        for row in mine:
             self._one(row, store=True)
             advance(1)
-        barrier()
+        if self._folder is not None:
+            gather(None)
+        elif ranks > 1:
+            self._exchange(mine, gather)
+
+    def _exchange(self, mine: Sequence[list[torch.Tensor]], gather: Gather) -> None:
+        """Hold what others encoded, too: a few captions of each at a time, so that messages stay small."""
+        for start in range(0, max(gather(len(mine))), _MESSAGE):
+            entries = map(self._entry, mine[start : start + _MESSAGE])
+            for part in gather([(entry, self._held[entry]) for entry in entries if entry in self._held]):
+                for entry, text in part:
+                    if entry not in self._held:
+                        self._hold(entry, text)
 
     def _one(self, row: list[torch.Tensor], *, store: bool) -> Text:
         entry = self._entry(row)

@@ -7,12 +7,13 @@ modules keep their parameters, which become views; the gradients autograd adds t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Parameter
 
 #: Elements each parameter's place is a multiple of: 64 bytes of float32, for aligned loads.
@@ -24,24 +25,39 @@ def padded(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
-def flatten(parameters: Sequence[Parameter]) -> Parameter:
-    """One vector whose pieces become the data of ``parameters``, with a gradient of zeros.
+def room(parameters: Sequence[Parameter]) -> int:
+    """Elements that ``parameters`` take in a buffer."""
+    return sum(padded(parameter.numel()) for parameter in parameters)
+
+
+def flatten(parameters: Sequence[Parameter], gradient: Tensor) -> Parameter:
+    """One vector whose pieces become the data of ``parameters``, with their gradients in another.
 
     Parameters
     ----------
     parameters
         At least one; of one dtype on one device. Each keeps its values.
+    gradient
+        ``(room(parameters),)`` zeros.
     """
-    places = [padded(parameter.numel()) for parameter in parameters]
     first = parameters[0]
-    whole = torch.nn.Parameter(torch.zeros(sum(places), dtype=first.dtype, device=first.device))
-    whole.grad = torch.zeros_like(whole)
-    start = 0
-    for parameter, place in zip(parameters, places, strict=True):
-        stop = start + parameter.numel()
-        data = whole.data[start:stop].view(parameter.shape)
+    whole = torch.nn.Parameter(torch.zeros(gradient.shape, dtype=first.dtype, device=first.device))
+    whole.grad = gradient
+    for parameter, data in _pieces(parameters, whole.data):
         data.copy_(parameter.data)
         parameter.data = data
-        parameter.grad = whole.grad[start:stop].view(parameter.shape)
-        start += place
+    collect(parameters, gradient)
     return whole
+
+
+def collect(parameters: Sequence[Parameter], gradient: Tensor) -> None:
+    """Make pieces of ``gradient`` the gradients of ``parameters``, which stay where they are."""
+    for parameter, piece in _pieces(parameters, gradient):
+        parameter.grad = piece
+
+
+def _pieces(parameters: Sequence[Parameter], buffer: Tensor) -> Iterator[tuple[Parameter, Tensor]]:
+    start = 0
+    for parameter in parameters:
+        yield parameter, buffer[start : start + parameter.numel()].view(parameter.shape)
+        start += padded(parameter.numel())

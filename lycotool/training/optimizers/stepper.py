@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lycotool.distributed import World
 from lycotool.errors import BadInputError, UsageError
 from lycotool.lazy import torch
 from lycotool.training.optimizers import known as registry
 from lycotool.training.optimizers.arguments import accepted_by, read_arguments
-from lycotool.training.optimizers.flat import flatten
+from lycotool.training.optimizers.flat import collect, flatten, room
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,8 +30,8 @@ class Group:
 class Stepper:
     """Moves the parameters of some groups by an optimizer.
 
-    Gradients are allocated once and stay where they are. For an optimizer that works element by
-    element, a group's parameters are views of one buffer.
+    Gradients are allocated once, in one buffer, and stay where they are. For an optimizer that works
+    element by element, a group's parameters are views of one buffer, too.
 
     Parameters
     ----------
@@ -54,10 +55,17 @@ class Stepper:
         self.arguments = values
         self.sets_own_lr = bool(values.get("relative_step"))
         device = groups[0].parameters[0].device
-        self._tensors: list[list[Parameter]] = [
-            [flatten(group.parameters)] if entry.elementwise else _with_gradients(group.parameters)
-            for group in groups
-        ]
+        rooms = [room(group.parameters) for group in groups]
+        dtype = groups[0].parameters[0].dtype
+        #: All gradients, and a place for the loss.
+        self._whole = torch.zeros(sum(rooms) + 1, dtype=dtype, device=device)
+        self._tensors: list[list[Parameter]] = []
+        for group, gradient in zip(groups, torch.split(self._whole[:-1], rooms), strict=True):
+            if entry.elementwise:
+                self._tensors.append([flatten(group.parameters, gradient)])
+            else:
+                collect(group.parameters, gradient)
+                self._tensors.append(list(group.parameters))
         if name.lower() == "prodigy" and len({group.lr for group in groups if group.lr}) > 1:
             raise UsageError(
                 "prodigy finds one step size, so all learning rates must be equal",
@@ -84,8 +92,19 @@ class Stepper:
 
     def zero_grad(self) -> None:
         """Set gradients to zero where they are."""
-        for gradient in self.gradients:
-            gradient.zero_()
+        self._whole.zero_()
+
+    def reduce(self, world: World, loss: Tensor) -> None:
+        """Replace gradients and the loss by their sums over all processes: one transfer.
+
+        Each process has divided by the samples of all, so sums are means, however many samples
+        each had. Everything stays where it is and nothing waits for the device.
+        """
+        if world.size == 1:
+            return
+        self._whole[-1:].copy_(loss)
+        world.add_up(self._whole)
+        loss.copy_(self._whole[-1])
 
     def norm(self) -> Tensor:
         """The 2-norm of all gradients, on the device."""
@@ -167,9 +186,3 @@ class Stepper:
                 else:
                     group[key] = tuple(value) if isinstance(value, list) else value
         self.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
-
-
-def _with_gradients(parameters: Sequence[Parameter]) -> list[Parameter]:
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
-    return list(parameters)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from makers.pictures import picture, pictures
+from ranks import in_threads
 
 from lycotool.errors import BadInputError, NumericError, UsageError
 from lycotool.training.data.batches import plan_epoch
@@ -204,12 +205,28 @@ def test_ranks_share_the_work(folder, tmp_path):
     for rank in (0, 1):
         cache = cache_latents(
             dataset, encode, key="vae", where="disk", folder=tmp_path / "c", rank=rank, ranks=2,
-            barrier=lambda rank=rank: waited.append(rank),
+            gather=lambda value, rank=rank: waited.append(rank),
         )  # fmt: skip
         counts.append(cache.encoded)
     assert counts == [2, 1]
     assert waited == [0, 1]
     assert filled(folder, tmp_path / "c").encoded == 0
+
+
+def test_ranks_share_the_work_in_memory(folder, monkeypatch):
+    """Each encodes its part, and then holds what one process alone would, a message at a time."""
+    monkeypatch.setattr("lycotool.training.data.latents._MESSAGE", 1)
+    dataset = read(folder)
+    caches = in_threads(
+        lambda rank, gather: cache_latents(dataset, encode, key="vae", rank=rank, ranks=2, gather=gather)
+    )
+    alone = cache_latents(dataset, encode, key="vae")
+    assert [cache.encoded for cache in caches] == [2, 1]
+    for cache in caches:
+        assert cache.nbytes == alone.nbytes
+        for batch in plan_epoch(dataset, seed=0, epoch=0):
+            assert torch.equal(*(held.sample(batch, seed=0, step=0)[0] for held in (cache, alone)))
+    assert [cache.encoded for cache in caches] == [2, 1]
 
 
 def test_loading_into_memory(folder, tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from ranks import in_threads
 
 from lycotool.training.data.texts import TextCache
 
@@ -133,11 +134,25 @@ def test_ranks_share_the_work(tmp_path):
     waited, done, counts = [], [], []
     for rank in (0, 1):
         cache = cache_of(Encoder(), folder=tmp_path)
-        cache.fill(rows, rank=rank, ranks=2, barrier=lambda: waited.append(1), advance=done.append)
+        cache.fill(rows, rank=rank, ranks=2, gather=lambda value: waited.append(1), advance=done.append)
         counts.append(cache.encoded)
     assert counts == [2, 1]
     assert len(waited) == 2
     assert sum(done) == 3
-    alone = cache_of(Encoder())
-    alone.fill(rows, rank=1, ranks=2)
-    assert alone.encoded == 3
+
+
+def test_ranks_share_the_work_in_memory(monkeypatch):
+    monkeypatch.setattr("lycotool.training.data.texts._MESSAGE", 1)
+    rows = ids([1, 2], [3, 4], [5, 6], [1, 2])
+    caches = [cache_of(Encoder()), cache_of(Encoder())]
+
+    def fill(rank, gather):
+        caches[rank].fill(rows, rank=rank, ranks=2, gather=gather)
+
+    in_threads(fill)
+    alone = cache_of(Encoder()).get(rows)
+    assert [cache.encoded for cache in caches] == [2, 1]
+    for cache in caches:
+        assert torch.equal(cache.get(rows).hidden, alone.hidden)
+        assert torch.equal(cache.get(rows).pooled, alone.pooled)
+    assert [cache.encoded for cache in caches] == [2, 1]
