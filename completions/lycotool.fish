@@ -142,10 +142,12 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l debiased-estimati
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l scale-v-pred-loss-like-noise-pred -l no-scale-v-pred-loss-like-noise-pred -d 'Weigh a v-prediction loss as that of the noise'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l v-pred-like-loss -d 'Add the loss as v-prediction weighs it, times this' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l device -d 'Where to compute' -x -a 'auto cpu cuda mps'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l gpus -d 'Train on so many GPUs, a process and --batch-size images on each' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l precision -d 'Of the base model' -x -a 'auto bf16 fp16 fp32'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l vae-precision -d 'Of the VAE' -x -a 'fp32 bf16 fp16'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l gradient-checkpointing -l no-gradient-checkpointing -d 'Compute activations again for the gradient'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l cuda-graphs -l no-cuda-graphs -d 'Record a step on a GPU once for each shape of a batch, and replay it'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l triton -l no-triton -d 'Own kernels for norms and gated activations on an NVIDIA GPU in half …'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-every-n-steps -d 'Also save the adapter every so many steps' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-every-n-epochs -d 'Also save it every so many epochs' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l keep-saves -d 'Keep so many of these, the latest' -x

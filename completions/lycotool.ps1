@@ -167,12 +167,15 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--no-scale-v-pred-loss-like-noise-pred' = @{ Help = 'Weigh a v-prediction loss as that of the noise'; Value = $null }
       '--v-pred-like-loss' = @{ Help = 'Add the loss as v-prediction weighs it, times this'; Value = @{ Words = @() } }
       '--device' = @{ Help = 'Where to compute'; Value = @{ Words = @('auto', 'cpu', 'cuda', 'mps') } }
+      '--gpus' = @{ Help = 'Train on so many GPUs, a process and --batch-size images on each'; Value = @{ Words = @() } }
       '--precision' = @{ Help = 'Of the base model'; Value = @{ Words = @('auto', 'bf16', 'fp16', 'fp32') } }
       '--vae-precision' = @{ Help = 'Of the VAE'; Value = @{ Words = @('fp32', 'bf16', 'fp16') } }
       '--gradient-checkpointing' = @{ Help = 'Compute activations again for the gradient'; Value = $null }
       '--no-gradient-checkpointing' = @{ Help = 'Compute activations again for the gradient'; Value = $null }
       '--cuda-graphs' = @{ Help = 'Record a step on a GPU once for each shape of a batch, and replay it'; Value = $null }
       '--no-cuda-graphs' = @{ Help = 'Record a step on a GPU once for each shape of a batch, and replay it'; Value = $null }
+      '--triton' = @{ Help = 'Own kernels for norms and gated activations on an NVIDIA GPU in half …'; Value = $null }
+      '--no-triton' = @{ Help = 'Own kernels for norms and gated activations on an NVIDIA GPU in half …'; Value = $null }
       '--save-every-n-steps' = @{ Help = 'Also save the adapter every so many steps'; Value = @{ Words = @() } }
       '--save-every-n-epochs' = @{ Help = 'Also save it every so many epochs'; Value = @{ Words = @() } }
       '--keep-saves' = @{ Help = 'Keep so many of these, the latest'; Value = @{ Words = @() } }
