@@ -1,0 +1,95 @@
+"""Training on two GPUs through NCCL is training on one, and fails as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import read, succeed
+from training.runs import base_file, write_pictures
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="two GPUs are needed"),
+]
+
+SMALL = ("--resolution", 16, "--min-bucket-reso", 16, "--bucket-reso-steps", 8, "--device", "cuda",
+         "--precision", "fp32", "--save-dtype", "fp32", "--optimizer", "sgd", "--lr", 0.1, "--log-every", 1)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "images")
+    return tmp_path
+
+
+def together(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which starts two more; its environment stays as it is."""
+    command = [
+        sys.executable,
+        "-m",
+        "lycotool",
+        "train",
+        base_file("sd1"),
+        "images",
+        *SMALL,
+        "--gpus",
+        2,
+        *arguments,
+    ]
+    return subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=dict(os.environ),
+        check=False,
+    )
+
+
+def losses(path: str) -> list[float]:
+    events = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [event["loss"] for event in events if event["event"] == "step"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--no-cuda-graphs", "--algo", "lokr", "--factor", 4),
+        ("--algo", "full", "--no-train-te", "--lr", 0.01),
+    ],
+    ids=lambda options: " ".join(map(str, options)) or "lora",
+)
+def test_two_are_one(options: tuple[object, ...]) -> None:
+    """Recorded as CUDA graphs and not; kernels for half a batch may sum in another order."""
+    more = ("--steps", 6, *options)
+    alone = ("train", base_file("sd1"), "images", *SMALL, "--batch-size", 4, *more)
+    succeed(*alone, "-o", "one.safetensors", "--log", "one.jsonl")
+    done = together("--batch-size", 2, *more, "-o", "two.safetensors", "--log", "two.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "two.safetensors\n"
+    assert "2 processes share each batch of 4 images" in done.stderr
+    assert losses("two.jsonl") == pytest.approx(losses("one.jsonl"), rel=1e-4)
+    one, two = read(Path("one.safetensors")), read(Path("two.safetensors"))
+    assert one.keys() == two.keys()
+    for name, expected in one.items():
+        error = (two[name] - expected).norm()
+        assert error <= 1e-3 * expected.norm() + 1e-6, (name, float(error))
+
+
+def test_one_that_fails_ends_both(in_folder: Path) -> None:
+    file = in_folder / "images" / "1.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    done = together("--batch-size", 2, "--steps", 2, "-o", "a.safetensors")
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count("lycotool: error: ") == 1
+    assert "1.png" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "NCCL" not in done.stderr
