@@ -223,6 +223,14 @@ def operands(module: Bound) -> Operands:
     }
 
 
+def kronecker(operands: Operands) -> Operands:
+    """w2 whole; the CP form stays as it is."""
+    if "core" in operands:
+        return {}
+    second = operands["second"] if "second" in operands else low_rank_of(operands).dense()
+    return {"first": operands["first"], "second": second.flatten(1)}
+
+
 def change(operands: Operands, layer: TrainableLayer, x: Tensor) -> Tensor:
     """``(w1 ⊗ w2) x``: w2 on each of the ``c`` runs of ``d`` channels, then w1 across the runs."""
     first = operands["first"].to(x.dtype)
@@ -231,7 +239,9 @@ def change(operands: Operands, layer: TrainableLayer, x: Tensor) -> Tensor:
     if is_conv:
         runs = runs.flatten(0, 1)
     if "second" in operands:
-        narrow = layer.apply(runs, operands["second"])
+        narrow = layer.apply(
+            runs, operands["second"].reshape(-1, runs.shape[layer.channel_axis], *layer.kernel)
+        )
     else:
         narrow = layer.low_rank(runs, low_rank_of(operands))
     if is_conv:
@@ -288,7 +298,7 @@ LOKR = Algorithm(
         init=init,
         layouts=LAYOUTS,
         learning_rate=2e-4,
-        structured=Structured(operands=operands, change=change, cost=cost),
+        structured=Structured(operands=operands, change=change, kronecker=kronecker, cost=cost),
         up=frozenset({"lokr_w1_a", "lokr_w2_a"}),
     ),
     advice=(

@@ -110,6 +110,9 @@ class Structured:
         For a change that is added to the weight.
     output
         From ``base(x) = op(x, W)``, both without the bias, for a change that multiplies the weight.
+    kronecker
+        ``{"first", "second"}`` from the operands, where ``ΔW = first ⊗ second``; empty where that does not
+        pay. A GPU then builds ΔW instead: reordering an input takes it longer than a product.
     cost
         Multiply-adds for each position of the output, besides those of the base. Applying ΔW
         costs the number of the weight's elements.
@@ -119,6 +122,7 @@ class Structured:
     operands: Callable[[Bound], Operands]
     change: ChangeFn | None = None
     output: OutputFn | None = None
+    kronecker: Callable[[Operands], Operands] | None = None
 
     @property
     def is_low_rank(self) -> bool:

@@ -69,7 +69,7 @@ def _as_numeric() -> Iterator[None]:
     """LAPACK's failure as what it is about."""
     try:
         yield
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # documented, but not in __all__
         raise NumericError(
             "no spectrum can be computed: products of the values are beyond float64"
         ) from error

@@ -25,8 +25,10 @@ from lycotool.algorithms.layer import TrainableLayer
 from lycotool.algorithms.training import Arguments, Operands, Start, Structured, Training, low_rank_of
 from lycotool.errors import IncompatibleError
 from lycotool.training.fused import product_with_sum
+from lycotool.training.kronecker import product_with_kronecker
 from lycotool.training.low_rank import product_with_low_rank
 from lycotool.training.masks import MaskSpec, element_mask
+from lycotool.training.scaled import scaled_product_with_low_rank
 
 if TYPE_CHECKING:
     from lycotool.algorithms.base import Algorithm, Shape
@@ -164,6 +166,8 @@ class AdapterLayer(nn.Module):
         self.fixed = dict(start.fixed)
         self.switches = {slot: bool(tensor.item()) for slot, tensor in self.fixed.items()}
         self.structured = self._choose(forward)
+        #: Whether ``ΔW = first ⊗ second`` is built: where that takes less time than its structure.
+        self.builds_kronecker = forward == "auto" and weight.is_cuda and not isinstance(layer.padding, str)
         self.prepared: Operands | None = None  # what a step made beforehand
         self.masks: Mapping[str, Tensor] = {}
         self.mask_specs = tuple(self._mask_specs())
@@ -263,6 +267,12 @@ class AdapterLayer(nn.Module):
         operands = self.operands()
         if structured.is_low_rank and "gain" not in operands:
             return product_with_low_rank(self.layer, x, self.base_weight, low_rank_of(operands), bias)
+        if "gain" in operands and self._scales_rows and not torch.compiler.is_compiling():
+            low = low_rank_of(operands)
+            return scaled_product_with_low_rank(self.layer, x, self.base_weight, low, operands["gain"], bias)
+        if self.builds_kronecker and "second" in operands:
+            factors = operands["first"], operands["second"]
+            return product_with_kronecker(self.layer, x, *factors, self.base_weight, bias)
         output = self._output(structured, operands, x)
         if output is None:
             return cast("Tensor", self._original_forward(x)) + self._change(structured, operands, x)
@@ -279,7 +289,10 @@ class AdapterLayer(nn.Module):
     def _operands(self, module: Bound) -> dict[str, Tensor]:
         if self.structured is None:
             raise RuntimeError(f"{self.detected.label} has no structured form")
-        return dict(self.structured.operands(module))
+        operands = dict(self.structured.operands(module))
+        if self.builds_kronecker and self.structured.kronecker is not None:
+            return dict(self.structured.kronecker(operands)) or operands
+        return operands
 
     def _own_operands(self, module: Bound) -> Operands:
         """The operands; with DoRA's gain beside its factors."""
@@ -290,6 +303,11 @@ class AdapterLayer(nn.Module):
         low = low_rank_of(operands)
         product = dora.product_with_base(self.base_weight, low, axis)
         return {**operands, "gain": dora.gain(module[slot], self.squares, low, product, axis)}
+
+    @property
+    def _scales_rows(self) -> bool:
+        is_plain = self.layer.kind == "linear" and self.structured is not None and self.structured.is_low_rank
+        return is_plain and self.detected.dora_axis == "out"
 
     def _base(self, x: Tensor) -> Tensor:
         return self.layer.apply(x, self.base_weight)

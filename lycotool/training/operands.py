@@ -108,14 +108,11 @@ class _Stack:
         axis, slot = self.layers[0].detected.dora_axis, self.layers[0].detected.dora_slot
         if axis is None or slot is None:
             raise TypeError(self.layers[0].detected.label)
-        rows = zip(*(operand.unbind(0) for operand in operands.values()), strict=True)
-        lows = [low_rank_of(dict(zip(operands, row, strict=True))) for row in rows]
-        products = torch.stack(
-            [
-                dora.product_with_base(layer.base_weight, low, axis)
-                for layer, low in zip(self.layers, lows, strict=True)
-            ]
-        )
+        half = [operand.to(self.layers[0].base_weight.dtype).unbind(0) for operand in operands.values()]
+        lows = [low_rank_of(dict(zip(operands, row, strict=True))) for row in zip(*half, strict=True)]
+        pairs = zip(self.layers, lows, strict=True)
+        stacked = torch.stack([dora.product_with_base(layer.base_weight, low, axis) for layer, low in pairs])
+        products = stacked.to(slots[slot].dtype)
 
         def gain(magnitude: Tensor, squares: Tensor, made: dict[str, Tensor], product: Tensor) -> Tensor:
             return dora.gain(magnitude, squares, low_rank_of(made), product, axis)

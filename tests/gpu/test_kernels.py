@@ -14,6 +14,9 @@ pytestmark = pytest.mark.gpu
 #: eps to the subtraction of the mean, which weights of up to four multiply; and exponentials of a few eps.
 TOLERANCE = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-18}
 
+#: Half of float16's smallest step.
+SMALLEST = 2.0**-25
+
 
 def both(function: Callable[[Tensor], Tensor], exact: Callable[[Tensor], Tensor], x: Tensor) -> None:
     """Compare outputs and the gradient of the input."""
@@ -66,3 +69,21 @@ def test_geglu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         return a * torch.nn.functional.gelu(b)
 
     both(geglu, exact, x)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("shape", [(8192, 640), (77, 100), (1, 3)], ids=str)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_scaled_backward(shape: tuple[int, int], has_bias: bool, dtype: torch.dtype) -> None:
+    from lycotool.training.kernels.columns import scaled_backward
+
+    generator = torch.Generator().manual_seed(0)
+    dy, y = (torch.randn(shape, generator=generator).cuda().to(dtype) for _ in range(2))
+    gain, bias = (torch.randn(shape[1], generator=generator).cuda().to(dtype) for _ in range(2))
+    scaled, sums = scaled_backward(dy, y, gain, bias if has_bias else None)
+    exact = dy.double() * (1 + gain.double())
+    assert bool(((scaled.double() - exact).abs() <= TOLERANCE[dtype] * exact.abs() + SMALLEST).all())
+    products = dy.double() * (y.double() - bias.double() if has_bias else y.double())
+    # float32 sums of so many products, in tiles: the rounding of each, at most all one way.
+    bound = 2.0**-22 * products.abs().sum(0)
+    assert bool(((sums.double() - products.sum(0)).abs() <= bound).all())

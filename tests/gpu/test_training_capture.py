@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conformance.trained import Case, cases
-from makers.layers import make_input, make_layer, train_randomly
+from makers.layers import make_input, make_layer, relative_error, train_randomly
 
 pytestmark = pytest.mark.gpu
 
@@ -13,7 +13,7 @@ CASES = [case for case in cases() if case.layer in ("linear", "conv 3x3", "layer
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("form", ["structured", "fused"])
+@pytest.mark.parametrize("form", ["auto", "structured", "fused"])
 def test_a_captured_step_is_the_eager_step(case: Case, form: str) -> None:
     """With dropouts, whose masks change between replays while the graph stays."""
     layer = make_layer(case.layer, torch.float32).cuda()
@@ -45,3 +45,25 @@ def test_a_captured_step_is_the_eager_step(case: Case, form: str) -> None:
             # The same kernels in the same order, but for sums that the library may split otherwise.
             largest = float(expected.abs().max())
             assert float((found - expected).abs().max()) <= 1e-5 * max(largest, 1e-12)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_form_a_gpu_chooses_is_the_formula(case: Case) -> None:
+    """Output and every gradient, in float64, beside ΔW built by the registry's formula on the CPU."""
+    found = []
+    for device, form in (("cpu", "fused"), ("cuda", "auto")):
+        layer = make_layer(case.layer).to(device)
+        network, _ = case.build(layer, forward=form)
+        train_randomly(network)
+        network.draw(0)
+        x = make_input(case.layer).to(device).requires_grad_()
+        with network.prepared():
+            y = layer(x)
+            weights = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).cos().to(device)
+            (y.flatten() * weights).sum().backward()
+        gradients = [parameter.grad for parameter in network.parameters()]
+        found.append([tensor.detach().cpu() for tensor in (y, x.grad, *gradients) if tensor is not None])
+    assert len(found[0]) == len(found[1])
+    for one, other in zip(*found, strict=True):
+        # Sums of a few hundred float64 numbers in another order.
+        assert relative_error(one, other) < 1e-10

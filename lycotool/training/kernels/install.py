@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from lycotool.lazy import torch
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+@cache
 def are_usable(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether Triton is there and works, for half precision on an NVIDIA GPU."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
