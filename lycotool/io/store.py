@@ -11,7 +11,7 @@ import contextlib
 import os
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from typing import Protocol
 from lycotool.errors import BadInputError, ResourceError
 from lycotool.io.dtypes import to_torch
 from lycotool.io.header import TensorInfo, read_header
+from lycotool.io.passing import KEPT_BYTES, PassingHash
 from lycotool.io.preflight import reason_of
 from lycotool.lazy import torch
 
@@ -56,6 +57,8 @@ class SafetensorsFile:
         self.path = path
         self._shown_as = shown_as or str(path)
         self._lock = threading.Lock()
+        self._kept: memoryview | None = None
+        self._passing: PassingHash | None = None
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
@@ -77,6 +80,66 @@ class SafetensorsFile:
     def read_into(self, name: str, buffer: memoryview) -> None:
         """Fill ``buffer``, which has the tensor's size, with its bytes."""
         self._read(name, 0, buffer)
+
+    def read_part(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the tensor's bytes from ``offset`` on."""
+        self._read(name, offset, buffer)
+
+    def hash_in_passing(self, *, with_data: bool = False) -> None:
+        """Hash what is read from here on, for :meth:`sha256`.
+
+        Parameters
+        ----------
+        with_data
+            Whether :meth:`data_sha256` will be asked for too.
+        """
+        with reading(self._shown_as):
+            self._passing = PassingHash(self._read_at, self.data_start, self.size, with_data=with_data)
+
+    def keep(self) -> None:
+        """Read a small file whole, once; what is read of it later, and its hash, come from memory."""
+        if self._kept is not None or self.size > KEPT_BYTES:
+            return
+        kept = memoryview(bytearray(self.size))
+        with reading(self._shown_as):
+            position = 0
+            while position < self.size:
+                count = self._read_at(position, kept[position : position + CHUNK_BYTES])
+                if not count:
+                    break
+                position += count
+            if position < self.size or self._look() != self._state:
+                raise BadInputError("the file changed while it was read", path=self._shown_as)
+        self._kept = kept
+
+    def sha256(self, look: Callable[[], None] = lambda: None) -> str:
+        """SHA-256 of the file; reads what has not passed by.
+
+        Parameters
+        ----------
+        look
+            Called between pieces; may raise to give up.
+
+        Raises
+        ------
+        BadInputError
+            If the file cannot be read, or changed.
+        """
+        return self._hashes(look)[0]
+
+    def data_sha256(self) -> str:
+        """SHA-256 of the data section, as :meth:`sha256`."""
+        return self._hashes(lambda: None)[1] or ""
+
+    def _hashes(self, look: Callable[[], None]) -> tuple[str, str | None]:
+        if self._passing is None:
+            self.hash_in_passing(with_data=True)
+        assert self._passing is not None
+        with reading(self._shown_as):
+            found = self._passing.finish(look)
+            if self._look() != self._state:
+                raise BadInputError("the file changed while it was read", path=self._shown_as)
+        return found
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """Yield the tensor's bytes in pieces of at most :data:`CHUNK_BYTES`.
@@ -106,6 +169,8 @@ class SafetensorsFile:
                 position += count
             if self._look() != self._state:
                 raise BadInputError("the file changed while it was read", path=self._shown_as, key=name)
+            if self._passing is not None:
+                self._passing.saw(start, buffer)
         except OSError as error:
             raise unreadable(error, self._shown_as, name) from error
 
@@ -116,6 +181,10 @@ class SafetensorsFile:
 
     def _read_at(self, place: int, buffer: memoryview) -> int:
         """Read at a place of the file; several threads may at once."""
+        if self._kept is not None:
+            found = self._kept[place : place + len(buffer)]
+            buffer[: len(found)] = found
+            return len(found)
         if hasattr(os, "preadv"):
             return os.preadv(self._file.fileno(), [buffer], place)
         with self._lock:
