@@ -92,6 +92,25 @@ class FilePlan:
         kept = {k: v for k, v in hashes.items() if (self.spec_hashed if k == SPEC_HASH else self.hashed)}
         return self._encode({**self.metadata, **kept, **(settled or {})})
 
+    def in_turn(self, start: int = 0) -> Iterator[tuple[str, int | None]]:
+        """The tensors as they are asked for, and their place in the file unless it is the next.
+
+        Parameters
+        ----------
+        start
+            Where the data begins.
+        """
+        places: dict[str, int] = {}
+        for name, tensor in self.tensors.items():
+            places[name] = start
+            start += tensor.nbytes
+        for name in self.tensors:
+            if name not in self.last:
+                yield name, places[name] if self.last else None
+        for name in self.tensors:
+            if name in self.last:
+                yield name, places[name]
+
     def legacy_header(self) -> bytes:
         """The header ``sshs_legacy_hash`` is defined on: ``ss_*`` metadata alone."""
         return self._encode({k: v for k, v in self.metadata.items() if k.startswith("ss_")}, always=True)
@@ -117,8 +136,8 @@ class FilePlan:
         return struct.pack("<Q", len(text)) + text
 
 
-#: Pieces at least this long are hashed by another thread while they are written.
-_HASHED_ASIDE = 2**15
+#: Pieces at least this long are hashed and written by other threads while the next is made.
+_ASIDE = 2**15
 
 #: Bytes after which the disk is put to work.
 _FLUSH_BYTES = 64 * 2**20
@@ -166,7 +185,7 @@ def write_file(
     ----------
     produce
         Called once per tensor in file order; must yield exactly the planned bytes. A piece is
-        still hashed while the next one is made.
+        still hashed and written while the next one is made.
     advance
         Told the number of bytes after each piece, for a progress bar.
     check
@@ -254,9 +273,18 @@ def _fill(
     digests: dict[str, bytes] = {}
     flusher = _Flusher(descriptor)
     waiting: list[Future[None]] = []
-    with ThreadPoolExecutor(1, "lycotool-hash") as pool:
-        for name, place in _in_turn(plan, len(header)):
+
+    def store(piece: memoryview) -> None:
+        _write_all(descriptor, piece)
+        flusher.wrote(len(piece))
+
+    with (
+        ThreadPoolExecutor(1, "lycotool-hash") as hashing,
+        ThreadPoolExecutor(1, "lycotool-write") as writing,
+    ):
+        for name, place in plan.in_turn(len(header)):
             if place is not None:
+                _finish(waiting)
                 os.lseek(descriptor, place, os.SEEK_SET)
             digest = hashlib.sha256() if digested else None
             sinks = [sink.update for sink in (running, digest) if sink is not None]
@@ -264,15 +292,13 @@ def _fill(
             for piece in produce(name):
                 # The memory of the piece before is used again for the one after this.
                 _finish(waiting)
-                if len(piece) >= _HASHED_ASIDE:
-                    waiting = [pool.submit(sink, piece) for sink in sinks]
+                if len(piece) >= _ASIDE:
+                    waiting = [*(hashing.submit(sink, piece) for sink in sinks), writing.submit(store, piece)]
                 else:
                     waiting = []
-                    for sink in sinks:
+                    for sink in (*sinks, store):
                         sink(piece)
-                _write_all(descriptor, piece)
                 written += len(piece)
-                flusher.wrote(len(piece))
                 advance(len(piece))
             if written != plan.tensors[name].nbytes:
                 raise AssertionError(f"{name}: produced {written} of {plan.tensors[name].nbytes} bytes")
@@ -295,20 +321,6 @@ def _fill(
 def _finish(waiting: Iterable[Future[None]]) -> None:
     for future in waiting:
         future.result()
-
-
-def _in_turn(plan: FilePlan, start: int) -> Iterator[tuple[str, int | None]]:
-    """The tensors as they are asked for, and their place in the file unless it is the next."""
-    places: dict[str, int] = {}
-    for name, tensor in plan.tensors.items():
-        places[name] = start
-        start += tensor.nbytes
-    for name in plan.tensors:
-        if name not in plan.last:
-            yield name, places[name] if plan.last else None
-    for name in plan.tensors:
-        if name in plan.last:
-            yield name, places[name]
 
 
 def _hashed_again(descriptor: int, plan: FilePlan, start: int) -> DataHasher:

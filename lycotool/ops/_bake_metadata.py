@@ -14,6 +14,7 @@ from lycotool.models.families.locate import guess_families
 from lycotool.models.naming import ANY, split_name
 from lycotool.ops._adapter import Adapter
 from lycotool.ops._common import provenance
+from lycotool.ops._origin import safetensors_files
 from lycotool.ops._strengths import Weighted
 
 _SPEC = "modelspec."
@@ -31,6 +32,11 @@ _TOLD_BY_KEYS = frozenset({"sd1", "sdxl", "chroma", "lumina2"})
 
 def file_sha256(adapter: Adapter) -> str:
     """SHA-256 of an adapter's weights, over all its files in order."""
+    opened = safetensors_files(adapter.store)
+    for one in opened:
+        one.keep()
+    if len(opened) == 1 and [opened[0].path] == adapter.store.files:
+        return opened[0].sha256()
     hasher = hashlib.sha256()
     for path in adapter.store.files:
         with reading(path), path.open("rb") as file:

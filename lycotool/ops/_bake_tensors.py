@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from lycotool.linalg.quantised import Rounding, dequantise_, requantise_
 from lycotool.ops._bake_combined import CombinedEdits
 from lycotool.ops._bake_plan import Edit
 from lycotool.ops._common import as_bytes, cast_checked, check_range
+from lycotool.ops._read_ahead import ReadAhead, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +64,22 @@ class Source:
         """The scales that change with their weights: their keys to the weights'."""
         return {self.scaled[key].scale: key for key in self.edits if key in self.scaled}
 
-    def compute(self, key: str, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    def in_turn(self, keys: Iterable[str]) -> Iterator[Wanted]:
+        """What is read of the checkpoint when these tensors are written."""
+        for key in keys:
+            if self.is_copied(key):
+                yield Wanted(self.store, key, is_copied=True)
+            elif key not in self.changed_scales:
+                yield Wanted(self.numbers, key, is_copied=False)
+
+    def compute(
+        self,
+        key: str,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        *,
+        stored: Tensor | None = None,
+    ) -> Tensor:
         """``W + Σ s·ΔW`` of one checkpoint tensor, every ``ΔW`` on the original ``W``.
 
         Parameters
@@ -70,8 +87,11 @@ class Source:
         dtype
             To compute in; None is float32, and float64 for what is stored so. A merge method
             always computes in that: which elements are the largest must not depend on it.
+        stored
+            The tensor as :attr:`numbers` gives it, where it has been read; not used afterwards.
         """
-        stored = self.numbers.tensor(key)
+        if stored is None:
+            stored = self.numbers.tensor(key)
         edits = self.edits.get(key, ())
         if not edits and dtype is None:
             return stored
@@ -124,6 +144,21 @@ class Baker:
     rounding: Rounding = field(default_factory=Rounding)
     reconstruction_error: float = 0.0
     scales: dict[str, Tensor] = field(default_factory=dict)
+    _ahead: ReadAhead | None = None
+
+    @contextmanager
+    def reading_ahead(self, keys: Iterable[str]) -> Iterator[None]:
+        """Read the checkpoint on another thread while these tensors are asked for in this order."""
+        self._ahead = ReadAhead(self.source.in_turn(keys), pinned=self.device.type == "cuda")
+        try:
+            yield
+        finally:
+            self._ahead.close()
+            self._ahead = None
+
+    def _stored(self, key: str) -> Tensor:
+        numbers = self.source.numbers
+        return numbers.tensor(key) if self._ahead is None else self._ahead.tensor(numbers, key)
 
     def produce(self, key: str) -> Iterable[memoryview]:
         """The bytes of one tensor as they are written.
@@ -135,25 +170,30 @@ class Baker:
         """
         source = self.source
         if source.is_copied(key):
-            return source.store.chunks(key)
+            store = source.store
+            return store.chunks(key) if self._ahead is None else self._ahead.chunks(store, key)
         if key in (weights := source.changed_scales):
             if key not in self.scales:  # in another file than its weight, and before it
                 self._requantised(weights[key])
             return [as_bytes(self.scales[key])]
         if key in source.scaled:
             return [as_bytes(self._requantised(key))]
-        exact = source.compute(key, self.device)
+        stored = self._stored(key)
+        before = self._largest_before(key, stored)
+        exact = source.compute(key, self.device, stored=stored)
         dtype = source.plans[key].dtype
         saved = cast_checked(exact, dtype, path=source.store.path, key=key)
         if dtype in FLOAT8:
             self.rounding.add(exact, saved.to(exact.dtype))
-        self._count_reconstruction(key, saved.dtype, saved)
+        self._count_reconstruction(key, before, saved.dtype, saved)
         return [as_bytes(saved)]
 
     def _requantised(self, key: str) -> Tensor:
         """A changed scaled weight as float8; its new scales are remembered."""
         source, scaled = self.source, self.source.scaled[key]
-        exact = source.compute(key, self.device)
+        numbers = self._stored(key)
+        before = self._largest_before(key, numbers)
+        exact = source.compute(key, self.device, stored=numbers)
         if exact.numel():
             check_range(*extremes(exact), "F32", path=source.store.path, key=key)
         is_first = scaled.scale not in self.scales
@@ -166,15 +206,18 @@ class Baker:
             back = dequantise_(stored.to(exact.dtype), scale.to(exact.dtype), scaled.block)
             self.rounding.add(exact, back)
             self.rounding.saturated += beyond
-            self._count_reconstruction(key, stored.dtype, exact)
+            self._count_reconstruction(key, before, stored.dtype, exact)
         return stored
 
-    def _count_reconstruction(self, key: str, dtype: torch.dtype, values: Tensor) -> None:
+    def _largest_before(self, key: str, stored: Tensor) -> float:
+        return _largest(stored) if self.is_unbaking and key in self.source.edits else 0.0
+
+    def _count_reconstruction(self, key: str, before: float, dtype: torch.dtype, values: Tensor) -> None:
         """Count the roundings of what was read, and of these values to the dtype they are stored in."""
         if not self.is_unbaking or key not in self.source.edits:
             return
         stored = to_torch(self.source.store.info(key).dtype)
-        error = _rounding(stored, _largest(self.source.numbers.tensor(key)))
+        error = _rounding(stored, before)
         self.reconstruction_error = max(self.reconstruction_error, error + _rounding(dtype, _largest(values)))
 
 

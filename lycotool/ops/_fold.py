@@ -211,7 +211,7 @@ def _contents(
     origin_of_merge: Origin | None,
 ) -> Contents:
     if origin_of_merge is not None:
-        origin_of_merge.begin()
+        origin_of_merge.begin(store)
         hashes = [origin_of_merge.sha256(weighted.adapter.store) for weighted in adapters]
     else:
         hashes = ["" if options.dry_run else file_sha256(weighted.adapter) for weighted in adapters]
@@ -262,7 +262,9 @@ def _write(
             verifier.check(written, keys[id(written.plan)])
 
     progress.start(command, result.nbytes * (2 if options.verify else 1))
-    write(layout, baker.produce, progress.advance, check if options.verify else None)
+    order = [file.keys[name] for file in layout.files for name, _ in file.plan.in_turn()]
+    with baker.reading_ahead(order):
+        write(layout, baker.produce, progress.advance, check if options.verify else None)
     rounding = baker.rounding
     return replace(
         result,

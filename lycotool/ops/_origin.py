@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 
-from lycotool.io.store import CHUNK_BYTES, TensorStore, reading
+from lycotool.io.store import CHUNK_BYTES, SafetensorsFile, TensorStore, reading
 from lycotool.ops._common import provenance
 
 #: The form of the recipe in the metadata; raised when an older reader would misread it.
@@ -51,17 +51,42 @@ class Hashes:
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 
-    def begin(self, store: TensorStore) -> None:
-        """Have the hash of an input computed, after those begun before."""
-        if store.path not in self.known and store.path not in self._found:
-            self._found[store.path] = self._pool.submit(input_sha256, store, self._stop)
+    def begin(self, store: TensorStore, *, in_passing: bool = False) -> None:
+        """Have the hash of an input computed, after those begun before.
+
+        Parameters
+        ----------
+        in_passing
+            From what the work reads of it in the order of its files; else small files are read whole now,
+            and the work finds them in memory.
+        """
+        if store.path in self.known or store.path in self._found:
+            return
+        if in_passing:
+            for file in safetensors_files(store):
+                file.hash_in_passing()
+        else:
+            self._found[store.path] = self._pool.submit(_kept_sha256, store, self._stop)
 
     def of(self, store: TensorStore) -> str:
         """The hash of an input, once it is there."""
         if store.path in self.known:
             return self.known[store.path]
-        self.begin(store)
+        if store.path not in self._found:
+            self._found[store.path] = self._pool.submit(input_sha256, store, self._stop)
         return self._found[store.path].result()
+
+
+def safetensors_files(store: TensorStore) -> list[SafetensorsFile]:
+    """The files of a store that can be hashed while they are read."""
+    return [file for file in store.opened if isinstance(file, SafetensorsFile)]
+
+
+def _kept_sha256(store: TensorStore, stop: threading.Event) -> str:
+    """:func:`input_sha256` of what is small enough to be kept in memory for those who read it next."""
+    for file in safetensors_files(store):
+        file.keep()
+    return input_sha256(store, stop)
 
 
 def input_sha256(store: TensorStore, stop: threading.Event | None = None) -> str:
@@ -74,7 +99,7 @@ def input_sha256(store: TensorStore, stop: threading.Event | None = None) -> str
     """
     files = list(store.files)
     if store.kind == "file" and len(files) == 1:
-        return _file_sha256(files[0], stop)
+        return _file_sha256(store, files[0], stop)
     root = Path(store.path)
     if store.kind == "peft":
         files.append(root / "adapter_config.json")
@@ -84,21 +109,29 @@ def input_sha256(store: TensorStore, stop: threading.Event | None = None) -> str
     whole = hashlib.sha256()
     for path in sorted(files):
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-        whole.update(f"{name}\0{_file_sha256(path, stop)}\n".encode())
+        whole.update(f"{name}\0{_file_sha256(store, path, stop)}\n".encode())
     return whole.hexdigest()
 
 
 def weights_sha256(store: TensorStore) -> list[str]:
     """SHA-256 of every file of weights, in the order of their names, which do not count."""
-    return [_file_sha256(path, None) for path in sorted(store.files)]
+    return [_file_sha256(store, path, None) for path in sorted(store.files)]
 
 
-def _file_sha256(path: Path, stop: threading.Event | None) -> str:
+def _file_sha256(store: TensorStore, path: Path, stop: threading.Event | None) -> str:
+    """SHA-256 of one file of a store, from what has been read of it as far as it goes."""
+
+    def look() -> None:
+        if stop is not None and stop.is_set():
+            raise Stopped
+
+    for opened in safetensors_files(store):
+        if opened.path == path:
+            return opened.sha256(look)
     hasher = hashlib.sha256()
     with reading(path), path.open("rb", buffering=0) as file:
         while piece := file.read(CHUNK_BYTES):
-            if stop is not None and stop.is_set():
-                raise Stopped
+            look()
             hasher.update(piece)
     return hasher.hexdigest()
 
@@ -128,11 +161,17 @@ class Origin:
         """The same with one more option."""
         return replace(self, values={**self.values, name: value})
 
-    def begin(self) -> None:
-        """Have the hashes computed: of the inputs last first, as adapters are smaller than BASE."""
+    def begin(self, streamed: TensorStore | None = None) -> None:
+        """Have the hashes computed.
+
+        Parameters
+        ----------
+        streamed
+            An input that is about to be read in the order of its files, and hashed in passing.
+        """
         if self.hashes is not None:
-            for store, _ in reversed(self.inputs):
-                self.hashes.begin(store)
+            for store, _ in self.inputs:
+                self.hashes.begin(store, in_passing=store is streamed)
             for store in self.also.values():
                 self.hashes.begin(store)
 

@@ -411,9 +411,9 @@ def sharded(settings: Settings) -> Case:
     commands: list[Command] = [_torch()]
     inputs: dict[Path, Sequence[str]] = {}
     limits: list[Limit] = []
-    largest = 1.0 if settings.quick else settings.gb
-    for kind, share in (("bf16", 0.25), ("bf16", 0.5), ("bf16", 1.0), ("fp8", 0.5)):
-        groups = groups_for(share * largest, kind)
+    largest = 2.6 if settings.quick else settings.gb
+    shares = [("bf16", 0.25), ("bf16", 0.5), ("bf16", 1.0), ("fp8", 0.5)]
+    for kind, groups in dict.fromkeys((kind, groups_for(share * largest, kind)) for kind, share in shares):
         size = sum(map(nbytes, transformer(groups, kind).values())) / 1e9
         folder = settings.folder / f"{kind}-{groups}"
         inputs[folder] = _made("sharded", folder, groups, kind)
