@@ -115,13 +115,7 @@ def _detect(slots: tuple[tuple[str, Shape], ...], algorithm_hint: str | None) ->
 
 
 def _detect_plain(header: Header, hint: str | None) -> tuple[Algorithm, Layout, Sizes]:
-    candidates = [
-        (algorithm, layout)
-        for algorithm in ALGORITHMS
-        if algorithm.name not in BY_METADATA
-        for layout in algorithm.layouts
-        if layout.claims(header)
-    ]
+    candidates = _claiming(frozenset(header))
     if not candidates:
         raise MismatchError(_nearest(header))
     fits: list[tuple[Algorithm, Layout, Sizes]] = []
@@ -142,6 +136,19 @@ def _detect_plain(header: Header, hint: str | None) -> tuple[Algorithm, Layout, 
     if algorithm is LORA and hint in BY_METADATA and layout in BY_METADATA[hint].layouts:
         algorithm = BY_METADATA[hint]
     return algorithm, layout, sizes
+
+
+@lru_cache(maxsize=256)
+def _claiming(names: frozenset[str]) -> tuple[tuple[Algorithm, Layout], ...]:
+    """The layouts that tensors of these names may be."""
+    header: Header = dict.fromkeys(names, ())
+    return tuple(
+        (algorithm, layout)
+        for algorithm in ALGORITHMS
+        if algorithm.name not in BY_METADATA
+        for layout in algorithm.layouts
+        if layout.claims(header)
+    )
 
 
 def _nearest(header: Header) -> str:

@@ -333,18 +333,22 @@ def _many(
 ) -> None:
     """A line, or an error, for each of several files; in full with `--json`."""
     from lycotool.cli._inspect_list import order_of, show_list
-    from lycotool.ops._inspect_overview import overview, overview_of
+    from lycotool.ops._inspect_overview import overview_of, overviews
     from lycotool.ops.inspect import inspect as run
 
     reports: list[InspectReport] = []
     rows: list[Overview] = []
     errors: list[LycotoolError] = []
+    if not out.json and not options.stats and options.check == "none":
+        for found in overviews(names, options):
+            if isinstance(found, LycotoolError):
+                errors.append(found)
+            else:
+                rows.append(found)
+        names = ()
     with out.progress() as bar:
         for name in names:
             try:
-                if not out.json and not options.stats and options.check == "none":
-                    rows.append(overview(name, options))
-                    continue
                 reports.append(run(name, options, progress=bar))
                 rows.append(overview_of(reports[-1]))
             except LycotoolError as error:

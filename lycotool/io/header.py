@@ -11,6 +11,7 @@ non-zero sizes overflows.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import string
@@ -255,6 +256,11 @@ _DTYPE_BYTES = {dtype: bits // 8 for dtype, bits in DTYPE_BITS.items() if bits %
 
 _INTEGER = {int}
 
+_prod = math.prod
+
+#: What ``TensorInfo(…)`` comes to in the end.
+_new_info = tuple.__new__
+
 
 def _plain_tensors(entries: Mapping[str, object], data_bytes: int) -> dict[str, TensorInfo] | None:
     """The tensors of a header without fault, in the file's order; None where there may be one.
@@ -264,22 +270,25 @@ def _plain_tensors(entries: Mapping[str, object], data_bytes: int) -> dict[str, 
     """
     tensors: dict[str, TensorInfo] = {}
     position = 0
+    shapes: list[list[int]] = []
     try:
         "".join(entries).encode()
         for name, entry in entries.items():
             dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]  # type: ignore[index]
-            if {type(start), type(stop), *map(type, shape)} != _INTEGER or type(shape) is not list:
+            if start != position or stop - start != _prod(shape) * _DTYPE_BYTES[dtype]:
                 return None
-            count = math.prod(shape)
-            if (
-                start != position
-                or stop - start != count * _DTYPE_BYTES[dtype]
-                or len(shape) > MAX_DIMENSIONS
-                or (shape and min(shape) < 1)
-            ):
-                return None
-            tensors[name] = TensorInfo(dtype, tuple(shape), start, stop)
+            shapes.append(shape)
+            tensors[name] = _new_info(TensorInfo, (dtype, tuple(shape), start, stop))
             position = stop
+        sizes = list(itertools.chain.from_iterable(shapes))
+        offsets = [offset for info in tensors.values() for offset in info[2:]]
+        if (
+            not {*map(type, sizes), *map(type, offsets)} <= _INTEGER
+            or not {*map(type, shapes)} <= {list}
+            or max(map(len, shapes), default=0) > MAX_DIMENSIONS
+            or min(sizes, default=1) < 1
+        ):
+            return None
     except (KeyError, TypeError, ValueError):  # the slow way says what is wrong, and with which tensor
         return None
     return tensors if position == data_bytes else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from lycotool.models.naming import split_name
 
@@ -59,11 +60,9 @@ def guess_architecture(
     metadata
         The file's metadata.
     """
-    places = {name: split_name(name).place for name in modules}
-    paths = [path for component, path in places.values() if component not in ("te1", "te2", "te3")]
-    for mark, family in _MARKS:
-        if any(mark in path for path in paths):
-            return Guess(family, f"module names with {mark.strip('_')}")
+    places, paths, marked = _placed(tuple(modules))
+    if marked is not None:
+        return marked
     if any("transformer_blocks_0_attn" in path and "blocks_" in path for path in paths):
         for name, (_, path) in places.items():
             if path.endswith("attn2_to_k") and input_widths.get(name) in _CONTEXT_WIDTHS:
@@ -83,6 +82,20 @@ def guess_architecture(
     if any(path.startswith(("down_blocks_", "up_blocks_", "mid_block_")) for path in paths):
         return Guess("SD UNet", "block names")
     return Guess("unknown", "no known module names")
+
+
+@lru_cache(maxsize=16)
+def _placed(names: tuple[str, ...]) -> tuple[dict[str, tuple[str, str]], list[str], Guess | None]:
+    """Where modules are, their paths outside text encoders, and what these paths alone tell.
+
+    Once for files with the same modules; a folder has many of those.
+    """
+    places = {name: split_name(name).place for name in names}
+    paths = [path for component, path in places.values() if component not in ("te1", "te2", "te3")]
+    for mark, family in _MARKS:
+        if any(mark in path for path in paths):
+            return places, paths, Guess(family, f"module names with {mark.strip('_')}")
+    return places, paths, None
 
 
 #: Text-encoder prefixes of single-file checkpoints -> family.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,12 +12,14 @@ from pathlib import Path
 from lycotool.algorithms import SLOT_NAMES
 from lycotool.algorithms.base import DEFAULT_READING, MismatchError
 from lycotool.algorithms.detection import detect
+from lycotool.errors import LycotoolError
 from lycotool.formats.keys import parse_keys
 from lycotool.io.header import TensorInfo
 from lycotool.io.store import SafetensorsFile
 from lycotool.models.architecture import guess_architecture
 from lycotool.ops._adapter import algorithm_in_metadata
 from lycotool.ops._findings import SEVERITIES, worst
+from lycotool.ops._forked import mapped
 from lycotool.ops.inspect import InspectOptions, InspectReport, inspect
 
 
@@ -94,6 +96,22 @@ def overview(name: str, options: InspectOptions) -> Overview:
             if structure is not None and "lora_adapter_metadata" not in file.metadata:
                 return replace(structure, path=name, bytes=file.size)
     return overview_of(inspect(name, options))
+
+
+def overviews(names: Sequence[str], options: InspectOptions) -> Iterator[Overview | LycotoolError]:
+    """The line of each file, or why there is none, in order; on several processors where files are many."""
+
+    def attempt(name: str) -> Overview | None:
+        try:
+            return overview(name, options)
+        except LycotoolError:
+            return None
+
+    for name, found in zip(names, mapped(attempt, names), strict=True):
+        try:
+            yield overview(name, options) if found is None else found
+        except LycotoolError as error:
+            yield error
 
 
 #: Metadata that :func:`lycotool.models.architecture.guess_architecture` looks at.
