@@ -110,8 +110,8 @@ def test_a_wrong_value_is_found(
     """The bytes on disk are those computed, but the computation was wrong."""
     real = Source.compute
 
-    def compute(self: Source, key: str, *arguments: Any) -> torch.Tensor:
-        found = real(self, key, *arguments)
+    def compute(self: Source, key: str, *arguments: Any, **named: Any) -> torch.Tensor:
+        found = real(self, key, *arguments, **named)
         if key == CHANGED and found.dtype == torch.float32:
             found.view(-1)[7] += error
         return found
