@@ -204,12 +204,16 @@ def extract(
 
     Every linear, convolution, norm, bias and embedding of the denoiser and the text encoders
     that differs is covered, layer by layer. Reports how much of the difference is captured.
-    Prints the path that was written.
+    Prints the path that was written. Started several times by `torchrun`, as `torchrun
+    --nproc-per-node 4 -m lycotool extract …`, the processes divide the layers among their GPUs.
     """
+    from lycotool.distributed import launched
     from lycotool.ops.extract import ExtractOptions
     from lycotool.ops.extract import extract as run
 
-    out = Output(json=json_output, quiet=quiet)
+    place = launched()
+    is_main = place is None or place.rank == 0
+    out = Output(json=json_output, quiet=quiet or not is_main)
     options = ExtractOptions(
         output=output,
         force=force,
@@ -239,7 +243,8 @@ def extract(
     )
     with out.progress() as bar:
         result = run(base, tuned, options, progress=bar)
-    _show(out, result, modules=modules)
+    if is_main:
+        _show(out, result, modules=modules)
 
 
 def _show(out: Output, result: ExtractResult, *, modules: bool) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from lycotool.devices import own_stream, ready_for_threads, resolve_device
+from lycotool.devices import own_stream, ready_for_threads
+from lycotool.distributed import World
 from lycotool.errors import IncompatibleError, NumericError
 from lycotool.io.dtypes import to_torch
 from lycotool.io.prefetch import prefetched
@@ -117,6 +118,19 @@ class _Waiting:
     result: _Result
 
 
+@dataclass(slots=True)
+class _Groups:
+    """Pairs by number that are stored together; ``of`` is the group of a pair, where it has one."""
+
+    members: list[list[int]] = field(default_factory=list)
+    of: dict[int, int] = field(default_factory=dict)
+
+    def add(self, group: list[int]) -> None:
+        """Add a group."""
+        self.of |= dict.fromkeys(group, len(self.members))
+        self.members.append(group)
+
+
 class Extractor:
     """One extraction, from the pairs to the adapter's tensors.
 
@@ -133,12 +147,18 @@ class Extractor:
     """
 
     def __init__(
-        self, base: TensorStore, tuned: TensorStore, options: ExtractOptions, progress: Progress
+        self,
+        base: TensorStore,
+        tuned: TensorStore,
+        options: ExtractOptions,
+        progress: Progress,
+        world: World,
     ) -> None:
         self._base, self._tuned = base, tuned
         self._options = options
         self._progress = progress
-        self._device = resolve_device(options.device, float64=True)
+        self._world = world
+        self._device = world.device
         self._pairs = pair_layers(base, tuned, include=options.include, exclude=options.exclude)
         self._forms = Forms(options)
         self.modules: list[ModuleExtract] = []
@@ -146,8 +166,8 @@ class Extractor:
         self.skipped = self._pairs.skipped
         self.warnings = self._pairs.warnings
 
-    def run(self) -> dict[str, Tensor]:
-        """The adapter's tensors by key.
+    def run(self) -> dict[str, Tensor] | None:
+        """The adapter's tensors by key; None in a process that is not the first of several.
 
         Raises
         ------
@@ -159,19 +179,32 @@ class Extractor:
         with one_matrix_a_thread() if self._device.type == "cuda" else nullcontext():
             return self._run(self._pairs.chosen)
 
-    def _run(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        self._progress.start("extract", sum(self._nbytes(pair) for pair in pairs))
+    def _run(self, pairs: Sequence[Pair]) -> dict[str, Tensor] | None:
         if self._options.mode in ("size", "error"):
             self._allocate(pairs)
-        results = [_Result() for _ in pairs]
+        groups = self._groups(pairs)
+        own = self._own(pairs, groups)
+        self._progress.start("extract", sum(self._nbytes(pairs[index]) for index in own))
+        mine = {index: _Result() for index in own}
         ready_for_threads(self._device)
         with in_background(self._store_alike, _AT_ONCE[self._device.type]) as store:
-            batches = Batches(store, limit=self._batch_limit())
-            for result, (pair, raw) in zip(results, self._read(pairs), strict=True):
-                self._compute(pair, raw, result, batches)
+            waiting: dict[int, list[_Waiting]] = {}
+            for index, (pair, raw) in zip(own, self._read([pairs[index] for index in own]), strict=True):
+                group = groups.of.get(index)
+                held = self._compute(pair, raw, mine[index], is_held=group is not None)
+                if group is not None and held is not None:
+                    together = waiting.setdefault(group, [])
+                    together.append(held)
+                    if len(together) == len(groups.members[group]):
+                        store(waiting.pop(group))
                 self._progress.advance(self._nbytes(pair))
-            batches.finish()
+        self._forms.unfit = [one for found in self._world.gather(self._forms.unfit) for one in found]
         self._refuse_unfit()
+        everything = self._world.collect(mine)
+        if everything is None:
+            return None
+        found = {index: result for part in everything for index, result in part.items()}
+        results = [found[index] for index in range(len(pairs))]
         tensors: dict[str, Tensor] = {}
         for pair, result in zip(pairs, results, strict=True):
             slots = self._report(pair, result)
@@ -182,6 +215,38 @@ class Extractor:
                 details=[f"{reason}: {len(names)} layers" for reason, names in self.skipped.items()],
             )  # fmt: skip
         return tensors
+
+    def _groups(self, pairs: Sequence[Pair]) -> _Groups:
+        """Which pairs are stored together: the same whatever process does it."""
+        groups = _Groups()
+        batches: Batches[int] = Batches(groups.add, limit=self._world.share(self._batch_limit()))
+        for index, pair in enumerate(pairs):
+            stored = [store.info(side.weight.key).dtype for store, side in
+                      ((self._base, pair.base), (self._tuned, pair.tuned))]  # fmt: skip
+            kind = self._forms.kind(pair, saved_dtype(self._options.dtype, stored[1]))
+            if kind is not None:
+                batches.add((kind, *stored), index, math.prod(pair.base.weight.shape) * _COMPUTED_BYTES)
+        batches.finish()
+        return groups
+
+    def _own(self, pairs: Sequence[Pair], groups: _Groups) -> list[int]:
+        """The pairs of this process in their order: whole groups, the work being divided evenly."""
+        units = [*groups.members, *([index] for index in range(len(pairs)) if index not in groups.of)]
+
+        def work(unit: Sequence[int]) -> int:
+            shapes = [pairs[index].base.weight.shape for index in unit]
+            return sum(
+                math.prod(shape) * min(shape[0], math.prod(shape[1:])) if shape else 1 for shape in shapes
+            )
+
+        loads = [0] * self._world.size
+        own: list[int] = []
+        for unit in sorted(units, key=work, reverse=True):
+            rank = loads.index(min(loads))
+            loads[rank] += work(unit)
+            if rank == self._world.rank:
+                own += unit
+        return sorted(own)
 
     def metadata(self) -> dict[str, str]:
         """What loaders and people read."""
@@ -264,11 +329,11 @@ class Extractor:
             limit = min(limit, int(memory * _BATCH_SHARE))
         return limit
 
-    def _compute(self, pair: Pair, raw: _Raw, result: _Result, batches: Batches[_Waiting]) -> None:
-        """Store one pair's weight, or hold it back for its batch; subtract its bias."""
+    def _compute(self, pair: Pair, raw: _Raw, result: _Result, *, is_held: bool) -> _Waiting | None:
+        """Store one pair's weight, or give what is held back for its batch; subtract its bias."""
         dtype = saved_dtype(self._options.dtype, self._tuned.info(pair.tuned.weight.key).dtype)
-        kind = self._forms.kind(pair, dtype)
-        if kind is None:
+        waiting = None
+        if not is_held:
             layer, result.largest = self._difference(pair, raw)
             if result.largest > self._options.min_diff:
                 result.weight = self._forms.store(layer)
@@ -280,10 +345,10 @@ class Extractor:
                 for stored, param in ((raw.base, pair.base.weight), (raw.tuned, pair.tuned.weight))
             )
             waiting = _Waiting(pair, base, tuned, result)
-            batches.add((kind, base.dtype, tuned.dtype), waiting, base.numel() * _COMPUTED_BYTES)
         result.bias = self._bias(pair, raw)
         if result.bias is not None:
             result.saved_bias = save(result.bias, dtype, pair)
+        return waiting
 
     def _store_alike(self, group: list[_Waiting]) -> None:
         """Subtract and store the pairs of one batch."""
@@ -339,22 +404,32 @@ class Extractor:
 
         The file at rank 1 is planned exactly, so that a size is spent to the last rank.
         """
+        mine: dict[int, tuple[dict[str, TensorPlan], Tensor | None, int]] = {}
+        own = range(self._world.rank, len(pairs), self._world.size)
+        for index, (pair, raw) in zip(own, self._read([pairs[index] for index in own]), strict=True):
+            layer, largest = self._difference(pair, raw)
+            slots: dict[str, TensorPlan] = {}
+            spectrum = None
+            if largest > self._options.min_diff:
+                slots = self._forms.slots_at_rank_1(layer)
+                if pair.is_matrix:
+                    spectrum = exact(layer.delta.flatten(1)).values.cpu()
+            if (bias := self._bias(pair, raw)) is not None:
+                slots["diff_b"] = TensorPlan(layer.dtype, tuple(bias.shape))
+            cost = sum(layer.delta.flatten(1).shape) if pair.is_matrix else 0
+            mine[index] = slots, spectrum, cost * TensorPlan(layer.dtype, (1,)).nbytes
+        found = {index: one for part in self._world.gather(mine) for index, one in part.items()}
         chosen: list[Pair] = []
         values: list[Tensor] = []
         costs: list[int] = []
         plans: dict[str, TensorPlan] = {}
-        for pair, raw in self._read(pairs):
-            layer, largest = self._difference(pair, raw)
-            slots = {}
-            if largest > self._options.min_diff:
-                slots = self._forms.slots_at_rank_1(layer)
-                if pair.is_matrix:
-                    chosen.append(pair)
-                    values.append(exact(layer.delta.flatten(1)).values)
-                    costs.append(sum(layer.delta.flatten(1).shape) * TensorPlan(layer.dtype, (1,)).nbytes)
-            if (bias := self._bias(pair, raw)) is not None:
-                slots["diff_b"] = TensorPlan(layer.dtype, tuple(bias.shape))
+        for index, pair in enumerate(pairs):
+            slots, spectrum, cost = found[index]
             plans |= {f"{pair.name}.{slot}": plan for slot, plan in slots.items()}
+            if spectrum is not None:
+                chosen.append(pair)
+                values.append(spectrum)
+                costs.append(cost)
         caps = [self._forms.cap(pair) for pair in chosen]
         if self._options.size is None:
             picked = ranks.allocate(values, costs, caps=caps, error=self._options.error)

@@ -10,10 +10,12 @@ three on a GPU), and the adapter that grows.
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
+from lycotool.devices import resolve_device
+from lycotool.distributed import World, joined, launched
 from lycotool.errors import IncompatibleError, UsageError
 from lycotool.io.dtypes import from_torch
 from lycotool.io.open import open_store
@@ -90,6 +92,9 @@ def extract(
 ) -> ExtractResult:
     """Write the difference ``tuned - base`` as an adapter.
 
+    Several processes that were started as one job, as ``torchrun`` does it, divide the layers; the
+    first of them writes. What it writes does not depend on how many there are.
+
     Raises
     ------
     UsageError
@@ -100,8 +105,10 @@ def extract(
     NumericError
         If either has NaN or infinite values.
     """
-    _check_options(options)
-    with ExitStack() as files:
+    with _world(options.device) as world, ExitStack() as files:
+        _check_options(options)
+        if world.size > 1 and "-" in (base, tuned):
+            raise UsageError("several processes cannot share standard input", hint="name files")
         stores = [
             files.enter_context(open_store(name, allow_pickle=options.allow_pickle)) for name in (base, tuned)
         ]
@@ -119,8 +126,11 @@ def extract(
         if not (name == "-" and options.dry_run):
             target = prepare_output(name, inputs=inputs, force=options.force)
         before, after = (dequantised(store) for store in stores)
-        extractor = Extractor(before, after, options, progress or NoProgress())
+        shown = progress if progress is not None and world.is_main else NoProgress()
+        extractor = Extractor(before, after, options, shown, world)
         tensors = extractor.run()
+        if tensors is None:  # the first process has the result
+            return _received(world)
         warnings = (*(warning for store in stores for warning in store.warnings), *extractor.warnings)
         refuse_warnings(warnings, strict=options.strict)
         plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
@@ -128,7 +138,7 @@ def extract(
         if not options.dry_run:
             write_file(target, plan, lambda key: [as_bytes(tensors[key])])
         captured = extractor.energy.captured()
-        return ExtractResult(
+        result = ExtractResult(
             output=name,
             modules=tuple(extractor.modules),
             captured=captured,
@@ -138,6 +148,23 @@ def extract(
             warnings=warnings,
             dry_run=options.dry_run,
         )
+        world.share(result)
+        return result
+
+
+def _world(device: str) -> AbstractContextManager[World]:
+    """The processes that work together: this one alone, unless several were started as one job."""
+    if launched() is None:
+        return nullcontext(World(0, 1, resolve_device(device, float64=True)))
+    return joined(device)
+
+
+def _received(world: World) -> ExtractResult:
+    nothing: ExtractResult | None = None
+    result = world.share(nothing)
+    if not isinstance(result, ExtractResult):
+        raise TypeError(type(result).__name__)
+    return result
 
 
 def _check_options(options: ExtractOptions) -> None:
