@@ -38,6 +38,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 TERMINATED = 143
 
+#: What fits a screen; `--json` has them all.
+_MOST_DETAILS = 40
+
 #: What helps with most errors of a class, for those that say nothing better themselves.
 HINTS: Mapping[type[LycotoolError], str] = {
     BadInputError: "a download may be incomplete: compare its size or SHA-256 (`lycotool inspect FILE --hashes`), or get it again",
@@ -141,7 +144,11 @@ def report(error: LycotoolError, hint: str, *, as_json: bool) -> None:
         }
         sys.stderr.write(json.dumps({"error": document}) + "\n")
         return
-    lines = [f"lycotool: error: {error.headline}", *(f"  {detail}" for detail in error.details)]
+    details = error.details
+    if len(details) > _MOST_DETAILS:
+        rest = len(details) - _MOST_DETAILS
+        details = (*details[:_MOST_DETAILS], f"… and {rest} more, which `--json` lists too")
+    lines = [f"lycotool: error: {error.headline}", *(f"  {detail}" for detail in details)]
     lines.append(f"hint: {hint}")
     sys.stderr.write("".join(clean(line) + "\n" for line in lines))
 

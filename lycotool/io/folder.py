@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from lycotool.errors import OutputError
-from lycotool.io.preflight import reason_of
+from lycotool.io.preflight import how_to_make, reason_of
 from lycotool.io.tree import flush_files, replace_folder
 from lycotool.io.writer import FilePlan, Producer, write_file
 
@@ -31,7 +31,9 @@ def prepare_folder(output: str, inputs: list[Path], *, force: bool) -> Path:
         if not force:
             raise OutputError("exists already", path=output, hint="use `--force` to replace it")
     if not target.parent.is_dir():
-        raise OutputError(f"the folder {target.parent} does not exist", path=output)
+        raise OutputError(
+            f"the folder {target.parent} does not exist", path=output, hint=how_to_make(target.parent)
+        )
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"no permission to write in the folder {target.parent}", path=output)
     return target

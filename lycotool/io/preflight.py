@@ -12,6 +12,13 @@ from pathlib import Path
 from lycotool.errors import OutputError
 
 
+def how_to_make(folder: Path) -> str:
+    """A hint for a folder that is missing."""
+    import shlex
+
+    return f"`mkdir -p {shlex.quote(str(folder))}` makes it; `-o` names another place"
+
+
 def prepare_output(path: str, *, inputs: Iterable[Path], force: bool) -> Path | None:
     """Check that ``path`` can be written, before any work is done.
 
@@ -45,7 +52,7 @@ def prepare_output(path: str, *, inputs: Iterable[Path], force: bool) -> Path | 
         _check_replaceable(resolved, found, path, inputs=inputs, force=force)
     folder = resolved.parent
     if not folder.is_dir():
-        raise OutputError(f"the folder {folder} does not exist", path=path)
+        raise OutputError(f"the folder {folder} does not exist", path=path, hint=how_to_make(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"no permission to write in the folder {folder}", path=path)
     if len(os.fsencode(resolved.name)) > _name_limit(folder):

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from lycotool.errors import BadInputError, OutputError
 from lycotool.io.nameless import exchange, flush_name, fsync_folder, temporary_beside, uninterrupted
-from lycotool.io.preflight import check_space, reason_of
+from lycotool.io.preflight import check_space, how_to_make, reason_of
 from lycotool.io.shards import OutputFile
 from lycotool.io.store import TensorStore
 from lycotool.io.writer import Check, Producer, write_file
@@ -53,7 +53,9 @@ def prepare_tree(output: str, source: Path, *, force: bool) -> TreeTarget:
         if not force:
             raise OutputError("exists already", path=output, hint="use `--force` to replace it")
     if not target.parent.is_dir():
-        raise OutputError(f"the folder {target.parent} does not exist", path=output)
+        raise OutputError(
+            f"the folder {target.parent} does not exist", path=output, hint=how_to_make(target.parent)
+        )
     if not os.access(target.parent, os.W_OK | os.X_OK):
         raise OutputError(f"no permission to write in the folder {target.parent}", path=output)
     return TreeTarget(target, origin)

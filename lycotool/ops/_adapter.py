@@ -95,8 +95,11 @@ class Adapter:
             The class of the first fault; every fault is listed.
         """
         if not self.keys.modules:
-            raise IncompatibleError("no adapter modules in this file", path=self.path,
-                                    hint="`lycotool inspect FILE` shows what it holds")  # fmt: skip
+            raise IncompatibleError(
+                "no adapter modules in this file",
+                path=self.path,
+                hint="`lycotool inspect FILE` shows what it holds; a checkpoint stands first, adapters after it",
+            )
         if len(self.faults) == 1:
             raise self.faults[0]
         if self.faults:

@@ -195,6 +195,11 @@ def check_suffix(output: str) -> None:
         If the name has a suffix other than ``.safetensors``.
     """
     if output != "-" and not output.lower().endswith(".safetensors"):
+        if Path(output).is_dir():
+            name = Path(output) / "NAME.safetensors"
+            raise UsageError(
+                "is a folder, and the output format one file", path=output, hint=f"name it: {name}"
+            )
         raise UsageError(
             f"unknown output format: {Path(output).suffix or 'no suffix'}",
             hint="outputs are .safetensors files",

@@ -115,7 +115,9 @@ def extract(
         for store in stores:
             if is_adapter(store):
                 raise IncompatibleError(
-                    "this is an adapter; `extract` subtracts checkpoints", path=store.path
+                    "this is an adapter; `extract` subtracts checkpoints",
+                    path=store.path,
+                    hint="`lycotool bake` makes the checkpoint that has it, `lycotool inspect --stats` measures it",
                 )
             for key in packed_in(store):
                 require_readable(store, {}, key)
@@ -178,7 +180,11 @@ def _check_options(options: ExtractOptions) -> None:
         for name, value in (("--param", options.parameter), ("--conv-param", options.conv_parameter)):
             if name == "--conv-param" and value is None:
                 continue
-            if value is None or not 0 < value <= high:
+            if value is None:
+                raise UsageError(
+                    f"`--mode {options.mode}` needs `--param`", hint=f"a number above 0, at most {high:g}"
+                )
+            if not 0 < value <= high:
                 raise UsageError(
                     f"{name} of mode {options.mode} is {value}, expected above 0, at most {high:g}"
                 )

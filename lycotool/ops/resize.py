@@ -117,13 +117,17 @@ def _check_options(options: ResizeOptions) -> None:
         raise UsageError(f"--size is {options.size} bytes")
     if options.error is not None and not 0 <= options.error < 1:
         raise UsageError(f"--error is {options.error}, expected a share from 0 to 1")
+    if options.method == "fixed" and options.parameter is not None:
+        raise UsageError("fixed takes no --param", hint="it goes with another `--method`, such as sv_fro")
     if options.method == "fixed" and options.rank is None and not any(budgets):
         raise UsageError(
             "nothing says which rank to resize to", hint="give `--rank`, `--method`, `--size` or `--error`"
         )
     if options.method in ranks.PARAMETERS:
         expected, low, high = ranks.PARAMETERS[options.method]
-        if options.parameter is None or not low < options.parameter <= high:
+        if options.parameter is None:
+            raise UsageError(f"`--method {options.method}` needs `--param`", hint=expected)
+        if not low < options.parameter <= high:
             raise UsageError(f"--param of {options.method} is {options.parameter}, expected {expected}")
     elif options.parameter is not None:
         raise UsageError(f"{options.method} takes no --param")

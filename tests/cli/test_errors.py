@@ -101,6 +101,20 @@ def test_every_class_has_a_hint() -> None:
             "another place",
         ),
         (["inspect", "lora.safetensors", "--check", "--fail-on", "info"], 10, "exit code 10"),
+        (["merge", "base.safetensors", "lora.safetensors", "-o", "my out/o.safetensors"], 7, "mkdir -p '"),
+        (["merge", "base.safetensors", "lora.safetensors", "-o", "."], 2, "name it: NAME.safetensors"),
+        (["merge", "lora.safetensors", "base.safetensors"], 5, "a checkpoint stands first"),
+        (["extract", "base.safetensors", "lora.safetensors"], 5, "`lycotool bake`"),
+        (["extract", "base.safetensors", "base.safetensors", "--include", "*zzz*"], 2, "layers are named as"),
+        (
+            ["extract", "base.safetensors", "base.safetensors", "--mode", "fro"],
+            2,
+            "a number above 0, at most 1",
+        ),
+        (["resize", "lora.safetensors", "--method", "sv_fro"], 2, "a share above 0 and at most 1"),
+        (["resize", "lora.safetensors", "--param", "2"], 2, "another `--method`"),
+        (["resize", "lora.safetensors", "--size", "100"], 5, "KB` is the least"),
+        (["bake", "base.safetensors", "--shard-size", "5"], 2, "did you mean 5GB?"),
     ],
 )
 def test_errors_say_what_to_do(
@@ -263,3 +277,11 @@ def test_what_was_meant_for_a_strength(
     assert result.stderr.splitlines()[0] == f"lycotool: error: {message}" or "standard input" in message
     assert message in result.stderr
     assert hint in result.stderr.splitlines()[-1]
+
+
+def test_long_lists_of_faults_end_on_a_screen_and_are_whole_in_json() -> None:
+    arguments = ("convert", DATA / "loha.safetensors", "--to", "diffusers")
+    lines = run(*arguments).stderr.splitlines()
+    assert lines[-2] == "  … and 314 more, which `--json` lists too"
+    assert len(lines) == 1 + 40 + 1 + 1
+    assert len(json.loads(run(*arguments, "--json").stderr)["error"]["details"]) == 354

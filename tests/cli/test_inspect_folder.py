@@ -154,3 +154,12 @@ def test_json_has_the_errors(folder: Path) -> None:
     assert len(document["files"]) == 4
     (error,) = document["errors"]
     assert (Path(error["path"]).name, error["exit_code"]) == ("broken.safetensors", 3)
+
+
+@pytest.mark.parametrize("option", ["--modules", "--blocks", "--metadata", "--tags", "--hashes"])
+def test_what_shows_one_file_is_refused_for_several(option: str) -> None:
+    files = (DATA / "lora.safetensors", DATA / "loha.safetensors")
+    result = run("inspect", *files, option)
+    assert result.exit_code == 2
+    assert f"`{option}` shows one FILE; of 2 it goes with `--json`" in result.stderr
+    assert run("inspect", *files, option, "--json").exit_code == 0
