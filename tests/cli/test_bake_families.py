@@ -6,6 +6,7 @@ is put together by :mod:`models.families.states`, which is held against diffuser
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -41,6 +42,7 @@ def normal(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
+@functools.cache
 def diffusers_state(family: str, variant: str) -> State:
     return {
         f"{path}.{name}": normal(f"{path}.{name}", small(shape))
@@ -48,6 +50,11 @@ def diffusers_state(family: str, variant: str) -> State:
         for name, shape in parameters.items()
         if name in ("weight", "bias")
     }
+
+
+@functools.cache
+def native_weights(family: str, variant: str) -> State:
+    return native_state(family, variant, diffusers_state(family, variant))
 
 
 def lora(weights: State, prefix: str, *, flat: bool) -> tuple[State, State]:
@@ -122,7 +129,7 @@ def test_every_layer_gets_its_change(
     family: str, variant: str, adapter: Naming, storage: str, tmp_path: Path
 ) -> None:
     diffusers = diffusers_state(family, variant)
-    native = native_state(family, variant, diffusers)
+    native = native_weights(family, variant)
     denoiser = FAMILIES[family].diffusers_prefix.rstrip(".")
     if adapter == "diffusers":
         tensors, changes = lora(adaptable(family, variant, diffusers), f"{denoiser}.", flat=False)

@@ -79,15 +79,18 @@ def convert(source: Path, to: str, *options: object) -> tuple[dict, Path]:
 
 
 def refuse(source: Path, to: str, *options: object, code: int = 5) -> str:
-    """Demand an exit code and the state of the disk as it was; the message."""
+    """Demand an exit code and the state of the disk as it was; the message, with all its lines."""
     before = snapshot()
     out = Path("refused" if to == "peft" else "refused.safetensors")
-    result = run("convert", source, "--to", to, "-o", out, *options)
+    result = run("convert", source, "--to", to, "-o", out, *options, "--json")
     assert result.exit_code == code, result.stderr
     assert not result.stdout
-    assert "Traceback" not in result.stderr
     assert snapshot() == before
-    return result.stderr
+    if not result.stderr.startswith('{"error"'):
+        return result.stderr
+    error = json.loads(result.stderr)["error"]
+    first = ": ".join(part for part in (error["path"], error["key"], error["message"]) if part)
+    return "\n".join([first, *(f"  {detail}" for detail in error["details"]), f"hint: {error['hint']}"])
 
 
 def litter() -> list[str]:
