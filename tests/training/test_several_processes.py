@@ -378,6 +378,15 @@ def test_all_there_are(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "--device cuda:1 is one device" in refused.stderr
 
 
+@pytest.mark.parametrize("value", ["3", '"3"'])
+def test_a_number_in_a_file(in_folder: Path, value: str) -> None:
+    (in_folder / "a.toml").write_text(f"gpus = {value}\n", encoding="utf-8")
+    found = succeed(
+        *command("--config", "a.toml", "--steps", 1, "--dry-run", "--json", output="a.safetensors")
+    )
+    assert json.loads(found.stdout)["plan"]["processes"] == 3
+
+
 def test_a_function_is_one_process(in_folder: Path) -> None:
     from lycotool import UsageError
     from lycotool import train as call
