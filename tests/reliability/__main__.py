@@ -6,6 +6,7 @@
     python -m tests.reliability faults [JOB...]       every error, signal and cut at every call
     python -m tests.reliability kills N MEGABYTES     SIGKILL spread over a large write
     python -m tests.reliability disk STEPS            a disk that fills up, in so many steps
+    python -m tests.reliability memory STEPS          less and less memory, in so many steps
     python -m tests.reliability writers ROUNDS        four writers of one output
     python -m tests.reliability fuzz N [TARGET...]    N executions of each parser
     python -m tests.reliability.guided TARGET ...     the same by coverage, with atheris and its options
@@ -23,12 +24,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reliability import injection
+from reliability.cases import VERBS
 from reliability.full_disk import run_on_full_disk
 from reliability.fuzz import Tally, Targets, execute
 from reliability.lab import Server
 from reliability.table import CASES, ELSEWHERE, ROWS, RUNS, UNTRIED
 from reliability.test_faults import kills_of_a_large_write, writers_of_one_output
 from reliability.test_full_disk import LARGE, four_mebibytes
+from reliability.test_resources import MEMORY_VERBS, memory_ladder, wide
 
 #: Executions after which the fuzzer says how far it is.
 BATCH = 20_000
@@ -107,6 +110,20 @@ def disk(steps: int) -> None:
     )
 
 
+def memory(steps: int) -> None:
+    """Let every command run out of memory."""
+    server = Server(faults=False)
+    codes: collections.Counter[int] = collections.Counter()
+    for verb in MEMORY_VERBS:
+        with tempfile.TemporaryDirectory() as folder:
+            wide(Path(folder))
+            argv = [part.replace("{x}", "good.safetensors") for part in VERBS[verb]]
+            ladder = tuple(range(2, steps + 2))  # with less than 2 MiB the system's own loader gives up
+            codes.update(memory_ladder(server, Path(folder), argv, steps=ladder))
+    server.close()
+    print(f"{codes.total()} runs: {codes[0]} done, {codes[8]} ended with exit code 8 and nothing left")
+
+
 def kills(count: int, megabytes: int) -> None:
     """Kill a large write."""
     server = Server(faults=False)
@@ -162,6 +179,8 @@ def main() -> None:
             faults(names)
         case ["disk", steps]:
             disk(int(steps))
+        case ["memory", steps]:
+            memory(int(steps))
         case ["kills", count, megabytes]:
             kills(int(count), int(megabytes))
         case ["writers", rounds]:

@@ -32,10 +32,9 @@ class Choices(random.Random):
         self._bits, self._left = int.from_bytes(data, "little"), 8 * len(data)
 
     def getrandbits(self, count: int) -> int:
-        """The next bits."""
+        """The next bits; zeros always fit, so that whoever draws until something fits comes to an end."""
         drawn = self._bits & ((1 << count) - 1)
         self._bits >>= count
-        # Rejection sampling would ask for zeros for ever if they did not fit; they always do.
         return drawn
 
     def random(self) -> float:

@@ -20,7 +20,10 @@ from reliability.tensors import TEXT, TEXT_WEIGHT, UNET, UNET_WEIGHT, companions
 MIB = 2**20
 
 
-@pytest.mark.parametrize("verb", ["resize", "merge", "bake", "convert", "subtract"])
+MEMORY_VERBS = ("resize", "merge", "bake", "convert", "subtract")
+
+
+@pytest.mark.parametrize("verb", MEMORY_VERBS)
 def test_memory_ladder(verb: str, server: Server, tmp_path: Path) -> None:
     """Address space for less and less beyond what the idle program has: done, or exit 8, and nothing left."""
     companions(tmp_path)
@@ -71,7 +74,7 @@ def test_memory_of_large_files(verb: str, server: Server, tmp_path: Path) -> Non
     assert ended.peak - idle.peak < 6 * 4 * MIB + 32 * MIB, f"{ended.peak} bytes, idle {idle.peak}"
 
 
-def _wide(folder: Path) -> None:
+def wide(folder: Path) -> None:
     """Inputs whose products are shared out among threads: layers of 512 by 512."""
     width, rank = 512, 48
     adapter = {}
@@ -88,7 +91,7 @@ def _wide(folder: Path) -> None:
 
 @pytest.mark.parametrize("verb", WRITING)
 def test_threads_give_the_same_bytes(verb: str, server: Server, tmp_path: Path) -> None:
-    _wide(tmp_path)
+    wide(tmp_path)
     argv = [part.replace("{x}", "good.safetensors") for part in VERBS[verb]]
     digests = set()
     for threads in (1, 2, 4):
