@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import collections
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -145,26 +146,26 @@ def writers(rounds: int) -> None:
 
 
 def fuzz(count: int, names: list[str]) -> None:
-    """Feed the parsers."""
+    """Feed the parsers; several of them each in a process of its own."""
+    if len(names) != 1:
+        every = names or list(Targets(Path(tempfile.mkdtemp())).all())
+        command = [sys.executable, "-m", "tests.reliability", "fuzz", str(count)]
+        running = [subprocess.Popen([*command, name]) for name in every]
+        sys.exit(any([process.wait() for process in running]))
     finds: list[str] = []
-    executions = 0
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        for name, target in Targets(Path(folder)).all().items():
-            if names and name not in names:
-                continue
-            seed, done = f"{time.time_ns()}", Tally()
-            while done.executions < count:
-                first = done.executions
-                seeds = [f"{seed}-{n}" for n in range(first, min(first + BATCH, count))]
-                done = done + execute(target, seeds, finds)
-                print(
-                    f"{name}: {done.executions} executions in {done.seconds:.0f} s, {done.accepted} accepted, "
-                    f"{done.refused} refused, longest {done.longest * 1000:.0f} ms, grown by "
-                    f"{done.grown / 2**20:.0f} MiB, {len(finds)} finds so far",
-                    flush=True,
-                )
-            executions += done.executions
-    print(f"all: {executions} executions, {len(finds)} finds")
+        target = Targets(Path(folder)).all()[names[0]]
+        seed, done = f"{time.time_ns()}", Tally()
+        while done.executions < count:
+            first = done.executions
+            seeds = [f"{seed}-{n}" for n in range(first, min(first + BATCH, count))]
+            done = done + execute(target, seeds, finds)
+            print(
+                f"{names[0]}: {done.executions} executions in {done.seconds:.0f} s, {done.accepted} accepted, "
+                f"{done.refused} refused, longest {done.longest * 1000:.0f} ms, grown by "
+                f"{done.grown / 2**20:.0f} MiB, {len(finds)} finds so far",
+                flush=True,
+            )
     for find in finds[:50]:
         print(f"  {find}")
     sys.exit(bool(finds))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import mmap
 import signal
 from pathlib import Path
@@ -117,20 +118,25 @@ def kills_of_a_large_write(server: Server, folder: Path, *, megabytes: int, coun
     out.write_bytes(b"old")
     ended = server.run(folder, argv)
     assert ended.code == OK, ended.text
-    new = Snapshot.of(folder).entries[out.name][-1]
+    size, new = out.stat().st_size, _digest(out)
+    inputs = {path: _digest(path) for path in folder.iterdir() if path != out}
     litter = 0
     for step in range(count):
         out.write_bytes(b"old")
-        old = Snapshot.of(folder).entries[out.name][-1]
         delay = ended.seconds * (step + 0.5) / count
         server.run(folder, argv, Setting(kill_after=delay))
-        after = Snapshot.of(folder)
-        assert after.entries[out.name][-1] in (old, new)
-        left = [name for name in after.entries if name.startswith(".lycotool-")]
+        assert out.read_bytes() == b"old" if out.stat().st_size != size else _digest(out) == new
+        left = [path for path in folder.iterdir() if path.name.startswith(".lycotool-")]
         litter += bool(left)
-        for name in left:
-            (folder / name).unlink()
+        for path in left:
+            path.unlink()
+    assert {path: _digest(path) for path in folder.iterdir() if path != out} == inputs
     return litter
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @pytest.mark.parametrize("rounds", [3])
