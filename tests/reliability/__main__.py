@@ -151,7 +151,8 @@ def fuzz(count: int, names: list[str]) -> None:
         every = names or list(Targets(Path(tempfile.mkdtemp())).all())
         command = [sys.executable, "-m", "tests.reliability", "fuzz", str(count)]
         running = [subprocess.Popen([*command, name]) for name in every]
-        sys.exit(any([process.wait() for process in running]))
+        codes = [process.wait() for process in running]
+        sys.exit(any(codes))
     finds: list[str] = []
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         target = Targets(Path(folder)).all()[names[0]]

@@ -253,11 +253,12 @@ def _entry(path: Path) -> tuple[object, ...]:
     if not path.is_file():
         return ("special", found.st_mode, found.st_rdev)
     is_sparse = found.st_size > 2**20 and found.st_blocks * 512 < found.st_size // 2
-    digest = "sparse" if is_sparse else _digest(path)
+    digest = "sparse" if is_sparse else digest_of(path)
     return ("file", found.st_size, found.st_mode, found.st_mtime_ns, digest)
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except PermissionError:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import mmap
 import signal
 from pathlib import Path
@@ -25,7 +24,7 @@ from reliability.injection import (
     strike_signals,
     strike_truncations,
 )
-from reliability.lab import OK, OUTPUT, Server, Setting, Snapshot
+from reliability.lab import OK, OUTPUT, Server, Setting, Snapshot, digest_of
 from reliability.tensors import companions
 
 
@@ -118,25 +117,20 @@ def kills_of_a_large_write(server: Server, folder: Path, *, megabytes: int, coun
     out.write_bytes(b"old")
     ended = server.run(folder, argv)
     assert ended.code == OK, ended.text
-    size, new = out.stat().st_size, _digest(out)
-    inputs = {path: _digest(path) for path in folder.iterdir() if path != out}
+    size, new = out.stat().st_size, digest_of(out)
+    inputs = {path: digest_of(path) for path in folder.iterdir() if path != out}
     litter = 0
     for step in range(count):
         out.write_bytes(b"old")
         delay = ended.seconds * (step + 0.5) / count
         server.run(folder, argv, Setting(kill_after=delay))
-        assert out.read_bytes() == b"old" if out.stat().st_size != size else _digest(out) == new
+        assert out.read_bytes() == b"old" if out.stat().st_size != size else digest_of(out) == new
         left = [path for path in folder.iterdir() if path.name.startswith(".lycotool-")]
         litter += bool(left)
         for path in left:
             path.unlink()
-    assert {path: _digest(path) for path in folder.iterdir() if path != out} == inputs
+    assert {path: digest_of(path) for path in folder.iterdir() if path != out} == inputs
     return litter
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @pytest.mark.parametrize("rounds", [3])
