@@ -114,6 +114,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l lr -d 'Learning r
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l unet-lr -d 'Learning rate of the UNet' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l te-lr -d 'Learning rate of the text encoders, or, given twice, of SDXLs first …' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l max-grad-norm -d 'Gradients are scaled down to this norm' -x
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l fused-backward -l no-fused-backward -d 'Move each parameter as soon as its gradient is complete, and free the …'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l scale-weight-norms -d 'After each step, scale down weight changes whose norm is larger' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l lr-scheduler -d 'Shape of the schedule' -x -a 'constant constant_with_warmup linear cosine cosine_with_restarts polynomial cosine_with_min_lr warmup_stable_decay inverse_sqrt piecewise_constant'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l lr-warmup-steps -d 'The learning rate rises from 0 in so many steps' -x
@@ -145,6 +146,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l device -d 'Where 
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l gpus -d 'Train on so many GPUs, a process and --batch-size images on each' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l precision -d 'Of the base model' -x -a 'auto bf16 fp16 fp32'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l vae-precision -d 'Of the VAE' -x -a 'fp32 bf16 fp16'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l base-dtype -d 'Hold the frozen weights of layers in 8 bits' -x -a 'fp8 int8'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l gradient-checkpointing -l no-gradient-checkpointing -d 'Compute activations again for the gradient'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l cuda-graphs -l no-cuda-graphs -d 'Record a step on a GPU once for each shape of a batch, and replay it'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l triton -l no-triton -d 'Own kernels for norms and gated activations on an NVIDIA GPU in half …'

@@ -134,6 +134,8 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--unet-lr' = @{ Help = 'Learning rate of the UNet'; Value = @{ Words = @() } }
       '--te-lr' = @{ Help = 'Learning rate of the text encoders, or, given twice, of SDXLs first …'; Value = @{ Words = @() } }
       '--max-grad-norm' = @{ Help = 'Gradients are scaled down to this norm'; Value = @{ Words = @() } }
+      '--fused-backward' = @{ Help = 'Move each parameter as soon as its gradient is complete, and free the …'; Value = $null }
+      '--no-fused-backward' = @{ Help = 'Move each parameter as soon as its gradient is complete, and free the …'; Value = $null }
       '--scale-weight-norms' = @{ Help = 'After each step, scale down weight changes whose norm is larger'; Value = @{ Words = @() } }
       '--lr-scheduler' = @{ Help = 'Shape of the schedule'; Value = @{ Words = @('constant', 'constant_with_warmup', 'linear', 'cosine', 'cosine_with_restarts', 'polynomial', 'cosine_with_min_lr', 'warmup_stable_decay', 'inverse_sqrt', 'piecewise_constant') } }
       '--lr-warmup-steps' = @{ Help = 'The learning rate rises from 0 in so many steps'; Value = @{ Words = @() } }
@@ -170,6 +172,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--gpus' = @{ Help = 'Train on so many GPUs, a process and --batch-size images on each'; Value = @{ Words = @() } }
       '--precision' = @{ Help = 'Of the base model'; Value = @{ Words = @('auto', 'bf16', 'fp16', 'fp32') } }
       '--vae-precision' = @{ Help = 'Of the VAE'; Value = @{ Words = @('fp32', 'bf16', 'fp16') } }
+      '--base-dtype' = @{ Help = 'Hold the frozen weights of layers in 8 bits'; Value = @{ Words = @('fp8', 'int8') } }
       '--gradient-checkpointing' = @{ Help = 'Compute activations again for the gradient'; Value = $null }
       '--no-gradient-checkpointing' = @{ Help = 'Compute activations again for the gradient'; Value = $null }
       '--cuda-graphs' = @{ Help = 'Record a step on a GPU once for each shape of a batch, and replay it'; Value = $null }

@@ -150,3 +150,39 @@ def _parts(
     for row in range(rows):
         part = matrix[row * block[0] : (row + 1) * block[0]]
         yield part, scale[row] if whole else scale[row].repeat_interleave(block[1])[: matrix.shape[1]]
+
+
+def round_rows(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Store every row of a weight in 8 bits: ``round(W / scale)`` with a scale for each row.
+
+    For float8 the scale is the smallest power of 2 with which the row fits: float8 has as many
+    digits anywhere in its range, so nothing is lost by that, and ``stored · scale`` is exact in
+    bfloat16 and float32. For int8 it is ``max|W| / 127``, rounded to bfloat16.
+
+    Parameters
+    ----------
+    weight
+        Float32, rows along the first axis.
+    dtype
+        float8_e4m3fn or int8.
+
+    Returns
+    -------
+    stored
+        Of ``dtype``, in the weight's shape and layout.
+    scale
+        Float32, ``(rows, 1, …)``. A row of zeros has scale 1.
+    """
+    peaks = weight.abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
+    limit = torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max
+    scale = torch.where(peaks > 0, peaks / limit, 1.0)
+    if dtype.is_floating_point:
+        scale = torch.exp2(torch.ceil(torch.log2(scale)))
+        return (weight / scale).clamp_(-limit, limit).to(dtype), scale
+    scale = scale.bfloat16().float()
+    return (weight / scale).round_().clamp_(-limit, limit).to(dtype), scale
+
+
+def rebuild_rows(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``stored · scale`` in a dtype, rounded once: what :func:`round_rows` has stored."""
+    return stored.to(dtype).mul_(scale.to(dtype))

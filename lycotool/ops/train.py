@@ -224,6 +224,8 @@ def _train(
     for warning in plan.warnings:
         observer.warning(warning)
     observer.planned(plan)
+    for note in ready.notes:
+        observer.note(note)
     if dry_run:
         return TrainResult(plan, (), 0, None, None, 0.0, dry_run=True)
     with explained(ready.options, choice):

@@ -22,6 +22,7 @@ from lycotool.training.kernels.install import are_usable, install
 from lycotool.training.loop import Run
 from lycotool.training.loss_scale import LossScale
 from lycotool.training.observe import Observer
+from lycotool.training.optimizers.fused_stepper import FusedStepper
 from lycotool.training.optimizers.stepper import Group, Stepper
 from lycotool.training.options import ScheduleOptions, TrainOptions
 from lycotool.training.prompts import read_prompts
@@ -49,7 +50,10 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
     options, base, network = ready.options, ready.base, ready.network
     diffusion = diffusion_of(options, base)
     schedule = schedule_of(options.schedule, ready.plan.steps)
-    stepper = Stepper(groups_of(ready), options.optimizer.optimizer, options.optimizer.optimizer_arg)
+    if options.optimizer.fused_backward and ready.world.size > 1:
+        raise UsageError("--fused-backward is for one GPU: several add up all gradients together")
+    make_stepper = FusedStepper if options.optimizer.fused_backward else Stepper
+    stepper = make_stepper(groups_of(ready), options.optimizer.optimizer, options.optimizer.optimizer_arg)
     latents = latents_of(options, base, ready.dataset, observer, ready.world)
     held_out = ready.dataset.validation
     validated = None if held_out is None else latents_of(options, base, held_out, observer, ready.world)
@@ -84,7 +88,9 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
         clip_skip=options.model.clip_skip,
         max_grad_norm=options.optimizer.max_grad_norm,
         scale_weight_norms=options.optimizer.scale_weight_norms,
-        captured=options.compute.cuda_graphs and base.device.type == "cuda",
+        captured=options.compute.cuda_graphs
+        and base.device.type == "cuda"
+        and not options.optimizer.fused_backward,
     )
 
 

@@ -32,6 +32,8 @@ def check_options(options: TrainOptions) -> known.Known:
         raise UsageError("--unet-lr does nothing with --no-train-unet")
     if rates.te_lr and not options.model.train_te:
         raise UsageError("--te-lr does nothing with --no-train-te")
+    if rates.fused_backward:
+        check_fused_backward(options)
     check_schedule(options.schedule)
     check_noise(options.noise)
     samples = options.samples
@@ -44,6 +46,30 @@ def check_options(options: TrainOptions) -> known.Known:
             hint="`--sample-every-n-steps`, `--sample-every-n-epochs` or `--sample-at-first`",
         )
     return optimizer
+
+
+def check_fused_backward(options: TrainOptions) -> None:
+    """Refuse what needs all gradients at once.
+
+    Raises
+    ------
+    UsageError
+        Naming the option.
+    """
+    needs = {
+        "--max-grad-norm": (options.optimizer.max_grad_norm > 0, "`--max-grad-norm 0`"),
+        "--gradient-accumulation-steps": (
+            options.length.gradient_accumulation_steps > 1,
+            "a larger `--batch-size`",
+        ),
+        "--precision fp16": (options.compute.precision == "fp16", "`--precision bf16`"),
+        "prodigy": (options.optimizer.optimizer.lower() == "prodigy", "another `--optimizer`"),
+    }
+    for name, (is_asked, way) in needs.items():
+        if is_asked:
+            raise UsageError(
+                f"{name} needs all gradients together, --fused-backward never has them", hint=way
+            )
 
 
 def check_schedule(options: ScheduleOptions) -> None:

@@ -170,7 +170,7 @@ def _training(
         "ss_lowram": False,
         "ss_color_aug": False,
         "ss_face_crop_aug_range": None,
-        "ss_fp8_base": False,
+        "ss_fp8_base": options.compute.base_dtype == "fp8",
     }
 
 

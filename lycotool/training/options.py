@@ -134,6 +134,12 @@ class OptimizerOptions:
         kohya="max_grad_norm",
         minimum=0,
     )
+    fused_backward: bool = option(
+        False,
+        _OPTIMIZER,
+        "Move each parameter as soon as its gradient is complete, and free the gradient: saves the memory of all gradients; for `--max-grad-norm 0`, without accumulation, fp16 and CUDA graphs.",
+        kohya="fused_backward_pass",
+    )
     scale_weight_norms: float | None = option(
         None,
         _OPTIMIZER,
@@ -214,10 +220,15 @@ class ComputeOptions:
         "Of the base model; adapters are fp32 always. auto is bf16 on a GPU that has it, else fp32.",
     )
     vae_precision: Literal["fp32", "bf16", "fp16"] = option("fp32", _COMPUTE, "Of the VAE.")
+    base_dtype: Literal["fp8", "int8"] | None = option(
+        None,
+        _COMPUTE,
+        "Hold the frozen weights of layers in 8 bits: half their memory, more time. The adapter is trained on weights that are rounded so; default as `--precision`.",
+    )
     gradient_checkpointing: bool | None = option(
         None,
         _COMPUTE,
-        "Compute activations again for the gradient: less memory, more time; default: on where a run does not fit into the GPU without it.",
+        "Compute activations again for the gradient: less memory, more time; by default where a run does not fit into the GPU without it.",
         kohya="gradient_checkpointing",
     )
     cuda_graphs: bool = option(

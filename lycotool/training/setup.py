@@ -13,6 +13,7 @@ from lycotool.distributed import World
 from lycotool.errors import UsageError
 from lycotool.io.nearest import nearest_file
 from lycotool.lazy import torch
+from lycotool.training.bases.eight_bit import BaseDtype, hold_in_eight_bits
 from lycotool.training.bases.load import load_base
 from lycotool.training.bases.model import BaseModel
 from lycotool.training.data.batches import plan_epoch
@@ -54,6 +55,8 @@ class Trainable:
         their inputs change from step to step.
     world
         The processes that train together.
+    notes
+        What was done to the base.
     """
 
     options: TrainOptions
@@ -66,6 +69,7 @@ class Trainable:
     keeps_text: bool
     keeps_vae: bool
     world: World
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -119,6 +123,9 @@ def prepare(
     dataset = read_dataset(options.dataset, options.data)
     lrs = learning_rates(options, base, optimizer.lr)
     targets = [target for target in _targets(options, base, preset, lrs) if target.component in lrs]
+    plan = Plan(dataset, options.length, ranks=world.size)
+    keeps_text = any(target.component != "unet" for target in targets) or _text_changes(options, plan)
+    notes = _in_eight_bits(base, options.compute.base_dtype, texts=keeps_text)
     weights = options.network.network_weights
     network = Network.build(
         targets,
@@ -130,7 +137,6 @@ def prepare(
     network.part = world.rank
     used = set(network.components)
     lrs = {component: lr for component, lr in lrs.items() if component in used}
-    plan = Plan(dataset, options.length, ranks=world.size)
     return Trainable(
         options,
         base,
@@ -139,18 +145,35 @@ def prepare(
         plan,
         lrs,
         device,
-        keeps_text=any(component != "unet" for component in lrs) or _text_changes(options, plan),
+        keeps_text=keeps_text,
         keeps_vae=options.data.cache_latents == "none" or any(s.options.random_crop for s in dataset.subsets),
         world=world,
+        notes=notes,
+    )
+
+
+def _in_eight_bits(base: BaseModel, kind: BaseDtype | None, *, texts: bool) -> tuple[str, ...]:
+    """Hold the weights that stay on the device while training in 8 bits, and say what that does."""
+    if kind is None:
+        return ()
+    networks = {"UNet": base.unet}
+    if texts:
+        networks |= {f"text encoder {number}": model for number, model in enumerate(base.text_encoders, 1)}
+    return tuple(
+        hold_in_eight_bits(network, kind, base.device).describe(name, kind)
+        for name, network in networks.items()
     )
 
 
 def _place_of_unet(options: TrainOptions, device: torch.device, weights: int) -> torch.device:
-    """Where to read a UNet to: the device, if it can also hold what is at work before training."""
+    """Where to read a UNet to: the device, if it can also hold what is at work before training.
+
+    One that is to be held in 8 bits is read to the machine's memory, and goes on from there layer by layer.
+    """
     available = available_memory(device)
     if available is None:
         return device
-    is_roomy = available >= 2 * weights + _ENCODING_BYTES
+    is_roomy = available >= 2 * weights + _ENCODING_BYTES and options.compute.base_dtype is None
     return device if is_roomy else torch.device("cpu")
 
 

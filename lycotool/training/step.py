@@ -9,9 +9,11 @@ first steps, and every step elsewhere, run the same function.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lycotool.lazy import torch
+from lycotool.training.bases.eight_bit import rebuilt_for_gradients
 from lycotool.training.graphs import Captured
 from lycotool.training.inputs import Inputs
 
@@ -43,7 +45,8 @@ class Steps:
     def take(self, planned: StepPlan) -> tuple[Tensor, Tensor]:
         """Take a step. Gives its loss and the gradients' norm, on the device."""
         run = self._run
-        run.stepper.zero_grad()
+        factors = [run.schedule.factor(planned.step, group.lr) for group in run.stepper.groups]
+        run.stepper.begin(factors)
         run.network.draw(planned.step)
         self._loss.zero_()
         self._samples.fill_(planned.samples)
@@ -55,14 +58,19 @@ class Steps:
         norm, allowed = run.scale.unscale(run.stepper)
         if allowed:
             run.stepper.clip(norm, run.max_grad_norm)
-            run.stepper.step([run.schedule.factor(planned.step, group.lr) for group in run.stepper.groups])
+            run.stepper.step(factors)
             if run.scale_weight_norms is not None:
                 run.network.max_norm(run.scale_weight_norms)
         return self._loss.clone(), norm
 
     def _add_gradients(self, inputs: Inputs) -> None:
         """Add the gradients of a batch to the parameters', and its share to the loss."""
-        with self._run.network.prepared():
-            share = self._run.losses(inputs).sum() / self._samples
-            torch.autograd.backward(self._run.scale.scaled(share))
+        run = self._run
+        with ExitStack() as stack:
+            for model in run.models().values():
+                stack.enter_context(rebuilt_for_gradients(model))
+            if not run.stepper.moves_in_backward:  # which needs each parameter's gradient when it is complete
+                stack.enter_context(run.network.prepared())
+            share = run.losses(inputs).sum() / self._samples
+            torch.autograd.backward(run.scale.scaled(share))
         self._loss += share.detach()

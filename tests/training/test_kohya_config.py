@@ -156,7 +156,7 @@ def test_json_is_the_same(tmp_path: Path) -> None:
 def test_everything_that_cannot_be_honoured_is_listed(tmp_path: Path) -> None:
     text = """
     color_aug = true
-    fp8_base = true
+    alpha_mask = true
     network_module = "networks.oft"
     network_args = ["algo=lora", "unknown=1"]
     learning_rat = 1e-4
@@ -167,8 +167,8 @@ def test_everything_that_cannot_be_honoured_is_listed(tmp_path: Path) -> None:
         read(tmp_path, text)
     faults = sorted(caught.value.details)
     names = [
+        "alpha_mask",
         "color_aug",
-        "fp8_base",
         "learning_rat",
         "network_args",
         "network_module",
@@ -177,6 +177,18 @@ def test_everything_that_cannot_be_honoured_is_listed(tmp_path: Path) -> None:
     ]
     assert [fault.partition(":")[0].partition(" ")[0] for fault in faults] == names
     assert "did you mean learning_rate?" in faults[2]
+
+
+@pytest.mark.parametrize("key", ["fp8_base", "fp8_base_unet"])
+def test_eight_bit_weights(tmp_path: Path, key: str) -> None:
+    assert build(tmp_path, f"{key} = true").compute.base_dtype == "fp8"
+    assert build(tmp_path, f"{key} = false").compute.base_dtype is None
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_checkpointing_is_as_it_says(tmp_path: Path, value: bool) -> None:
+    options = build(tmp_path, f"gradient_checkpointing = {str(value).lower()}")
+    assert options.compute.gradient_checkpointing is value
 
 
 def test_values_that_ask_for_nothing_are_accepted(tmp_path: Path) -> None:

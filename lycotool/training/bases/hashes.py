@@ -39,7 +39,8 @@ def fingerprint_of(*models: torch.nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for model in models:
-        for name, value in model.named_parameters():
+        held = (entry for entry in model.named_buffers() if entry[0].endswith((".stored", ".scale")))
+        for name, value in (*model.named_parameters(), *held):  # weights in 8 bits are buffers
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
         digest.update(b"\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lycotool.lazy import torch
+from lycotool.training.bases.eight_bit import rebuilt_for_gradients
 from lycotool.training.bases.model import BaseModel
 from lycotool.training.bases.text import Conditioning
 
@@ -34,11 +35,12 @@ def predict(
             raise ValueError("SDXL needs size_ids and the pooled text")
         # The size ids stay in float32: bfloat16 has no 1001.
         added = {"text_embeds": conditioning.pooled, "time_ids": size_ids.float()}
-    prediction: torch.Tensor = base.unet(
-        noisy.to(dtype),
-        timesteps,
-        encoder_hidden_states=conditioning.hidden,
-        added_cond_kwargs=added,
-        return_dict=False,
-    )[0]
+    with rebuilt_for_gradients(base.unet):
+        prediction: torch.Tensor = base.unet(
+            noisy.to(dtype),
+            timesteps,
+            encoder_hidden_states=conditioning.hidden,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
     return prediction

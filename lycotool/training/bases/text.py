@@ -8,6 +8,7 @@ from typing import Protocol
 
 from lycotool.errors import UsageError
 from lycotool.lazy import torch
+from lycotool.training.bases.eight_bit import rebuilt_for_gradients
 from lycotool.training.bases.model import BaseModel
 from lycotool.training.bases.residence import bring
 
@@ -105,7 +106,8 @@ def _windows(ids: torch.Tensor) -> int:
 def _run(base: BaseModel, encoder: torch.nn.Module, ids: torch.Tensor, *, states: bool) -> _Output:
     bring(base, encoder)
     flat = ids.reshape(-1, ids.shape[-1]).to(base.device)
-    output: _Output = encoder(flat, output_hidden_states=states)
+    with rebuilt_for_gradients(encoder):
+        output: _Output = encoder(flat, output_hidden_states=states)
     return output
 
 

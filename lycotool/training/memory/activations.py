@@ -13,6 +13,7 @@ from lycotool.training.bases.model import BaseModel
 from lycotool.training.bases.predict import predict
 from lycotool.training.bases.text import WINDOW, Conditioning, encode_text
 from lycotool.training.checkpointing import checkpointing
+from lycotool.training.kernels.meta import installed
 from lycotool.training.memory.shadow import on_meta
 from lycotool.training.memory.tracker import Tracker, flash_attention
 from lycotool.training.network import Network
@@ -33,6 +34,8 @@ def step_bytes(
     tokens: int,
     trained: Collection[str],
     checkpoint: bool,
+    fused_backward: bool = False,
+    kernels: bool = False,
 ) -> int:
     """Most bytes alive in one step, without weights, parameters and their gradients.
 
@@ -51,6 +54,10 @@ def step_bytes(
         Components with adapters.
     checkpoint
         Whether blocks are computed again for the gradient.
+    kernels
+        Whether the UNet's norms and gates are our own kernels.
+    fused_backward
+        Whether a parameter's gradient is there only until it is complete.
     """
     windows = tokens // _INNER
     width, height = (side // base.pixels_per_latent for side in size)
@@ -61,12 +68,17 @@ def step_bytes(
         stack.enter_context(checkpointing(base, trained, enabled=checkpoint))
         models = [base.unet, network, *(base.text_encoders if _texts(trained) else ())]
         known = stack.enter_context(on_meta(*models, channels_last=base.device.type != "cpu"))
+        if kernels:
+            stack.enter_context(installed(base.unet))
         network.train()
         stack.callback(network.train, is_training)
         network.draw(0)
         for parameter in network.parameters():
-            parameter.grad = torch.empty_like(parameter)
-            known.append(parameter.grad)
+            if fused_backward:
+                parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
+            else:
+                parameter.grad = torch.empty_like(parameter)
+                known.append(parameter.grad)
         noisy = torch.empty(batch, base.unet.config.in_channels, height, width, device=meta)
         times = torch.empty(batch, dtype=torch.int64, device=meta)
         ids = [
@@ -74,13 +86,16 @@ def step_bytes(
         ]
         cached = None if _texts(trained) else _conditioning(base, batch, windows)
         stack.enter_context(flash_attention())
-        with Tracker([*known, noisy, times]) as tracker:
+        with Tracker([*known, noisy, times]) as tracker, ExitStack() as step:
+            if not fused_backward:
+                step.enter_context(network.prepared())
             text = encode_text(there, ids) if cached is None else cached
             prediction = predict(there, noisy, times, text, torch.empty(batch, 6, device=meta))
             loss = (prediction.float() - noisy).pow(2).mean()
             if checkpoint:
                 torch.autograd.backward(loss)
-    return int(tracker.peak)
+            peak = tracker.peak  # before operands take gradients that are not there
+    return int(peak)
 
 
 def encoding_bytes(base: BaseModel, size: tuple[int, int]) -> int:
@@ -92,6 +107,10 @@ def encoding_bytes(base: BaseModel, size: tuple[int, int]) -> int:
         with Tracker([*known, pixels]) as tracker:
             encode_images(there, pixels)
     return int(tracker.peak)
+
+
+def _forget(parameter: torch.Tensor) -> None:
+    parameter.grad = None
 
 
 def _texts(trained: Collection[str]) -> bool:

@@ -86,6 +86,8 @@ def remedies(options: TrainOptions, *, checkpointing: bool) -> str:
     found = [] if checkpointing else ["`--gradient-checkpointing`"]
     if options.data.batch_size > 1:
         found.append("a smaller `--batch-size` (with `--gradient-accumulation-steps`)")
+    if options.compute.base_dtype is None:
+        found.append("`--base-dtype fp8`")
     found.append("a smaller `--resolution` or `--dim`")
     return f"{', '.join(found)} {'take' if len(found) > 1 else 'takes'} less"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lycotool.training.kernels.install import are_usable
 from lycotool.training.memory.activations import encoding_bytes, step_bytes
 from lycotool.training.memory.tracker import blocks
 from lycotool.training.optimizers.flat import padded
@@ -68,6 +69,7 @@ def estimate_memory(ready: Trainable, *, checkpoint: bool) -> MemoryEstimate:
     base, options = ready.base, ready.options
     parameters = [parameter for parameter in ready.network.parameters() if parameter.requires_grad]
     trained = sum(padded(parameter.numel()) * parameter.element_size() for parameter in parameters)
+    fused = options.optimizer.fused_backward
     optimizer = state_bytes(
         options.optimizer.optimizer,
         options.optimizer.optimizer_arg,
@@ -86,19 +88,21 @@ def estimate_memory(ready: Trainable, *, checkpoint: bool) -> MemoryEstimate:
     (size, batch) = max(_batches(ready), key=lambda shape: shape[0][0] * shape[0][1] * shape[1])
     step = step_bytes(
         base, ready.network, size, batch,
-        tokens=options.data.max_token_length, trained=ready.lrs, checkpoint=checkpoint,
+        tokens=options.data.max_token_length, trained=ready.lrs, checkpoint=checkpoint, fused_backward=fused,
+        kernels=options.compute.triton and are_usable(ready.device, base.unet_dtype),
     )  # fmt: skip
     while_encoding = encoding_bytes(
         base, max(ready.dataset.buckets, key=lambda key: key[1][0] * key[1][1])[1]
     )
-    kept = weights + 2 * trained + optimizer + caches + WORKSPACE
+    gradients = max(parameter.nbytes for parameter in parameters) if fused else trained
+    kept = weights + trained + gradients + optimizer + caches + WORKSPACE
     if ready.keeps_vae:
         step = max(step, while_encoding)
     encoding = sum(map(frozen_bytes, leaving)) + trained + caches + WORKSPACE + while_encoding
     return MemoryEstimate(
         base=weights,
         parameters=trained,
-        gradients=trained,
+        gradients=gradients,
         optimizer=optimizer,
         activations=step,
         caches=caches,

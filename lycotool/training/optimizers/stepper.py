@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lycotool.distributed import World
-from lycotool.errors import BadInputError, UsageError
+from lycotool.errors import UsageError
 from lycotool.lazy import torch
 from lycotool.training.optimizers import known as registry
 from lycotool.training.optimizers.arguments import accepted_by, read_arguments
 from lycotool.training.optimizers.flat import collect, flatten, room
+from lycotool.training.optimizers.saved import restore, saved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,9 @@ class Stepper:
     UsageError
         If there is no such optimizer, an argument is unknown, or it cannot have these groups.
     """
+
+    #: Whether parameters move inside the backward pass.
+    moves_in_backward = False
 
     def __init__(self, groups: Sequence[Group], name: str, arguments: Sequence[str] = ()) -> None:
         entry = registry.find(name)
@@ -89,6 +93,10 @@ class Stepper:
     def gradients(self) -> list[Tensor]:
         """All gradients, in the fewest tensors there are."""
         return [t.grad for tensors in self._tensors for t in tensors if t.grad is not None]
+
+    def begin(self, factors: Sequence[float]) -> None:
+        """Begin a step, whose learning rates have these factors: gradients are zero."""
+        self.zero_grad()
 
     def zero_grad(self) -> None:
         """Set gradients to zero where they are."""
@@ -144,20 +152,7 @@ class Stepper:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by name, and the rest as JSON can hold it."""
-        whole = self.optimizer.state_dict()
-        tensors: dict[str, Tensor] = {}
-        numbers: dict[str, dict[str, Any]] = {}
-        for index, entries in whole["state"].items():
-            for key, value in entries.items():
-                if isinstance(value, torch.Tensor):
-                    tensors[f"{index}.{key}"] = value
-                else:
-                    numbers.setdefault(str(index), {})[key] = value
-        groups = [
-            {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in group.items() if k != "params"}
-            for group in whole["param_groups"]
-        ]
-        return tensors, {"numbers": numbers, "groups": groups}
+        return saved(self.optimizer)
 
     def load_state(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
         """Take up what :meth:`state` gave.
@@ -167,22 +162,4 @@ class Stepper:
         BadInputError
             If it is not of these groups.
         """
-        whole = self.optimizer.state_dict()
-        if len(rest["groups"]) != len(whole["param_groups"]):
-            raise BadInputError(
-                f"the state has {len(rest['groups'])} optimizer groups, the training {len(self.groups)}"
-            )
-        state: dict[int, dict[str, Any]] = {}
-        for name, tensor in tensors.items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-        for index, entries in rest["numbers"].items():
-            state.setdefault(int(index), {}).update(entries)
-        for group, stored in zip(whole["param_groups"], rest["groups"], strict=True):
-            for key, value in stored.items():
-                like = group.get(key)
-                if isinstance(like, torch.Tensor):
-                    group[key] = torch.full_like(like, value)
-                else:
-                    group[key] = tuple(value) if isinstance(value, list) else value
-        self.optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+        restore(self.optimizer, tensors, rest)

@@ -61,6 +61,7 @@ def test_checkpointing_follows_the_memory(
     assert f"gradient checkpointing is {'on' if is_on else 'off'}: without it" in chosen.reason
     assert bool(chosen.warning) == warns
     if warns:
+        assert "--base-dtype fp8" in chosen.warning
         assert "--gradient-checkpointing" not in chosen.warning
 
 
@@ -122,7 +123,7 @@ def test_running_out_says_what_was_expected(open_run: Trainable) -> None:
     )
     assert raised.value.details == ("CUDA out of memory. Tried to allocate 20.00 MiB.",)
     assert raised.value.hint is not None
-    for option in ("--gradient-checkpointing", "--batch-size", "--resolution"):
+    for option in ("--gradient-checkpointing", "--batch-size", "--base-dtype fp8"):
         assert option in raised.value.hint
 
 
