@@ -12,9 +12,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-
-from lycotool.io.store import reading
 
 LEGACY_START, LEGACY_STOP = 0x100000, 0x110000
 
@@ -84,32 +81,3 @@ def legacy_hash(header: bytes, data: Iterable[memoryview]) -> str:
         if position >= LEGACY_STOP:
             break
     return digest.hexdigest()[:8]
-
-
-#: Bytes hashed at once.
-_CHUNK_BYTES = 8 * 2**20
-
-
-def file_hashes(path: Path, data_start: int) -> tuple[str, str]:
-    """SHA-256 of a file and of its data section, which is read once for both.
-
-    Parameters
-    ----------
-    data_start
-        Where the data section begins.
-    """
-    from concurrent.futures import ThreadPoolExecutor  # this module is imported to show a header too
-
-    whole, data = hashlib.sha256(), hashlib.sha256()
-    with (
-        reading(path),
-        path.open("rb", buffering=0) as file,
-        ThreadPoolExecutor(1, "lycotool-hash") as pool,
-    ):
-        header = file.read(data_start)
-        whole.update(header)
-        while piece := file.read(_CHUNK_BYTES):
-            other = pool.submit(data.update, piece)
-            whole.update(piece)
-            other.result()
-    return whole.hexdigest(), data.hexdigest()

@@ -19,6 +19,9 @@ _CHUNK_BYTES = 8 * 2**20
 #: A gap of so many bytes before what was read is read too, rather than all that follows later.
 _GAP_BYTES = 2**20
 
+#: Pieces of which both hashes are computed at once.
+_ASIDE = 2**20
+
 #: ``(place in the file, buffer)``: read so much of the file; gives how much there was.
 ReadAt = Callable[[int, memoryview], int]
 
@@ -76,7 +79,15 @@ class PassingHash:
             self._take(buffer[:count])
 
     def _take(self, piece: memoryview) -> None:
-        self._whole.update(piece)
-        if self._data is not None and self._position + len(piece) > self._data_start:
-            self._data.update(piece[max(0, self._data_start - self._position) :])
+        data = piece[max(0, self._data_start - self._position) :]
+        if self._data is None or not data:
+            self._whole.update(piece)
+        elif len(data) < _ASIDE:
+            self._whole.update(piece)
+            self._data.update(data)
+        else:
+            aside = threading.Thread(target=self._data.update, args=(data,), name="lycotool-hash")
+            aside.start()
+            self._whole.update(piece)
+            aside.join()
         self._position += len(piece)

@@ -112,13 +112,13 @@ class ModuleRow:
 
 def hash_rows(store: TensorStore) -> list[HashRow]:
     """One row for each safetensors file."""
-    from lycotool.io.hashes import MODEL_HASH, SPEC_HASH, file_hashes
+    from lycotool.io.hashes import MODEL_HASH, SPEC_HASH
 
     rows = []
     for file in store.opened:
         if not isinstance(file, SafetensorsFile):
             continue
-        whole, data = file_hashes(file.path, file.data_start)
+        whole, data = file.sha256(), file.data_sha256()
         stored = file.metadata.get(MODEL_HASH)
         # LyCORIS hashes the tensors in another order than the file's, and writes a prefix.
         stale = stored is not None and not stored.startswith("0x") and stored != data

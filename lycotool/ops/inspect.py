@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from lycotool.algorithms.base import DEFAULT_READING, Reading
 from lycotool.errors import IncompatibleError, LycotoolError
 from lycotool.formats.keys import dialects
 from lycotool.io.open import exists, open_store
-from lycotool.io.store import TensorStore
+from lycotool.io.store import SafetensorsFile, TensorStore
 from lycotool.models.architecture import guess_architecture, guess_checkpoint
 from lycotool.models.naming import split_path
 from lycotool.ops._adapter import Adapter, is_adapter, read_adapter
@@ -149,11 +149,13 @@ def inspect(
     with open_store(name, allow_pickle=options.allow_pickle) as store, ExitStack() as files:
         adapter = read_adapter(store, reading=options.reading) if is_adapter(store) else None
         report = _report(store, adapter)
+        values: Sequence[Finding] = ()
         refuse_warnings(report.warnings, strict=options.strict, path=name)
         base = None
         if options.base is not None and adapter is not None:
             base = files.enter_context(open_store(options.base, allow_pickle=options.allow_pickle))
         if options.hashes or options.check == "all":
+            values = _read_once(store, adapter, check=options.check == "all")
             report = replace(report, hashes=hash_rows(store))
         if options.tags:
             from lycotool.ops._inspect_tags import tag_rows
@@ -168,8 +170,25 @@ def inspect(
         if options.compare is not None:
             report = replace(report, comparison=_comparison(store, adapter, base, options, progress))
         if options.check != "none":
-            report = replace(report, findings=_findings(store, adapter, report, options))
+            report = replace(report, findings=_findings(store, adapter, report, values))
         return report
+
+
+def _read_once(store: TensorStore, adapter: Adapter | None, *, check: bool) -> list[Finding]:
+    """Hash the files of a store; with ``check`` from what is read of them to look at the values.
+
+    Small files are kept in memory, so that what measures them reads nothing again.
+    """
+    for file in store.opened:
+        if isinstance(file, SafetensorsFile):
+            if check:
+                file.keep()
+            file.hash_in_passing(with_data=True)
+    if not check:
+        return []
+    from lycotool.ops._inspect_checks import value_findings
+
+    return value_findings(store, adapter)
 
 
 def _stats(adapter: Adapter, base: TensorStore | None, options: InspectOptions, progress: Progress) -> Stats:
@@ -206,16 +225,15 @@ def _comparison(
 
 
 def _findings(
-    store: TensorStore, adapter: Adapter | None, report: InspectReport, options: InspectOptions
+    store: TensorStore, adapter: Adapter | None, report: InspectReport, values: Sequence[Finding]
 ) -> list[Finding]:
     """Everything that is wrong or odd, worst first."""
     from lycotool.ops._findings import SEVERITIES
-    from lycotool.ops._inspect_checks import change_findings, hash_findings, header_findings, value_findings
+    from lycotool.ops._inspect_checks import change_findings, hash_findings, header_findings
 
     found = header_findings(store, adapter, report.metadata)
     found += hash_findings(report.hashes or ())
-    if options.check == "all":
-        found += value_findings(store, adapter)
+    found += values
     if report.stats is not None:
         found += change_findings(report.stats, store.path)
     return sorted(found, key=lambda finding: -SEVERITIES.index(finding.severity))

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules of the tests
@@ -82,24 +83,32 @@ def remove(path: Path | None) -> None:
         path.unlink(missing_ok=True)
 
 
-def measure(case: Case, folder: Path, rounds: int | None, budget: float) -> dict[str, list[Run]]:
-    """Every command once per round, so that a busy minute of the machine hits all of them."""
+def measure(
+    case: Case, folder: Path, rounds: int | None, budget: float
+) -> tuple[dict[str, list[Run]], dict[str, str]]:
+    """Every command once per round, so that a busy minute of the machine hits all of them; and what failed."""
+    failed: dict[str, str] = {}
     runs: dict[str, list[Run]] = {command.name: [] for command in case.commands}
     start = time.perf_counter()
     for number in range(rounds or case.rounds):
         began = time.perf_counter()
         for command in case.commands:
-            if command.once and number:
+            if (command.once and number) or command.name in failed:
                 continue
             remove(command.output)
-            runs[command.name].append(run(command.argv, folder=folder, gpu=command.gpu))
+            try:
+                runs[command.name].append(run(command.argv, folder=folder, gpu=command.gpu))
+            except SystemExit as error:
+                if not command.optional:
+                    raise
+                failed[command.name] = str(error).strip().splitlines()[-1]
             remove(command.output)
         now = time.perf_counter()
         if rounds is None and number and now - start + (now - began) > budget:
             break  # another round would take too long
         if rounds is None and not number and now - start > budget:
             break
-    return runs
+    return runs, failed
 
 
 def carry_out(case: Case, folder: Path, rounds: int | None, budget: float) -> Outcome:
@@ -113,7 +122,12 @@ def carry_out(case: Case, folder: Path, rounds: int | None, budget: float) -> Ou
         for left in {command.output for command in case.commands}:
             remove(left)
         remove(folder / "kept.safetensors")
-    runs = measure(case, folder, rounds, budget)
+    runs, failed = measure(case, folder, rounds, budget)
+    case = replace(
+        case,
+        commands=[command for command in case.commands if command.name not in failed],
+        absent={**case.absent, **{name: f"it failed: {why}" for name, why in failed.items()}},
+    )
     alone = {name: run(command, folder=folder, answers=True).answer for name, command in case.alone.items()}
     return outcome(case, runs, alone, checks)
 
@@ -167,8 +181,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _without_checks(case: Case) -> Case:
-    from dataclasses import replace
-
     return replace(case, checks={})
 
 

@@ -46,6 +46,8 @@ class Command:
         Whether one round is enough: what takes long and is only there to be compared with.
     gpu
         Whether to ask for its memory on the GPU.
+    optional
+        Whether the others are measured if it fails, as another's program may.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Command:
     output: Path | None = None
     once: bool = False
     gpu: bool = False
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +398,7 @@ def peers(settings: Settings) -> Case:
             _copy(weights, ours),
             Command("bake", argv, output=ours),
             *(
-                Command(title, _peer(name, folder, out), yardstick=True, output=out)
+                Command(title, _peer(name, folder, out), yardstick=True, output=out, optional=True)
                 for name, title in titles.items()
                 if name not in absent and (name != "peft" or is_there("peft"))
             ),

@@ -174,6 +174,7 @@ def peft_merge(folder: Path, output: Path) -> None:
 
 def lycoris_merge(folder: Path, output: Path) -> None:
     """``lycoris.utils.merge`` into the UNet, ``save_pretrained``; names as lycoris wants them."""
+    import torch
     from lycoris.utils import merge
     from safetensors.torch import load_file
 
@@ -182,7 +183,9 @@ def lycoris_merge(folder: Path, output: Path) -> None:
     for key, value in load_file(folder / "lora.safetensors").items():
         path, side = key.removeprefix("unet.").rsplit(".lora_", 1)
         slot = "lora_down" if side.startswith("A") else "lora_up"
-        factors[f"lora_unet_{path.replace('.', '_')}.{slot}.weight"] = value
+        name = f"lora_unet_{path.replace('.', '_')}"
+        factors[f"{name}.{slot}.weight"] = value
+        factors[f"{name}.alpha"] = torch.tensor(32.0)
     merge([], unet, factors)
     unet.save_pretrained(output)
     for path in output.glob("*.safetensors"):

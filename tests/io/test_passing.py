@@ -27,11 +27,13 @@ DATA = bytes(range(256)) * 40
     reads=st.lists(st.tuples(st.integers(0, len(DATA)), st.integers(0, 4000)), max_size=12),
     data_start=st.integers(0, len(DATA)),
     gap=st.sampled_from([0, 7, 10**6]),
+    aside=st.sampled_from([1, 50, 10**6]),
 )
-def test_any_reads_in_any_order(reads: list[tuple[int, int]], data_start: int, gap: int) -> None:
+def test_any_reads_in_any_order(reads: list[tuple[int, int]], data_start: int, gap: int, aside: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passing, "_GAP_BYTES", gap)
-        patch.setattr(passing, "_CHUNK_BYTES", 100)
+        patch.setattr(passing, "_CHUNK_BYTES", 1000)
+        patch.setattr(passing, "_ASIDE", aside)
 
         def read_at(place: int, buffer: memoryview) -> int:
             found = DATA[place : place + len(buffer)]
@@ -87,6 +89,20 @@ def test_no_input_is_read_twice(command: str, tmp_path: Path, monkeypatch: pytes
     hashes = [entry["sha256"] for entry in said["inputs" if command == "merge" else "adapters"]]
     files = ["base.safetensors", "a.safetensors"] if command == "merge" else ["a.safetensors"]
     assert hashes == [hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in files]
+
+
+@pytest.mark.parametrize("is_adapter", [False, True])
+def test_a_check_reads_once(is_adapter: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes, values, and of an adapter the strengths of its modules."""
+    path = write(tmp_path / "x.safetensors", lora(out=60, width=50) if is_adapter else checkpoint())
+    if not is_adapter:
+        monkeypatch.setattr(store, "KEPT_BYTES", 0)  # as if it were large
+    counted = Counted(monkeypatch)
+    result = run("inspect", path, "--check", "--hashes", "--json")
+    assert result.exit_code in (0, 10), result.stderr
+    row = json.loads(result.stdout)["files"][0]["hashes"][0]
+    assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert 0 < counted.bytes["x.safetensors"] <= path.stat().st_size + 8  # the alpha
 
 
 def test_a_kept_file_gives_what_the_file_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
