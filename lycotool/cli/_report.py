@@ -108,6 +108,7 @@ def _adapter_line(adapter: AdapterReport) -> str:
     return (
         f"{adapter.path}: strength {adapter.strength:g}, {adapter.matched} of {adapter.modules} modules "
         f"({_counted(adapter.algorithms)})"
+        + (f", {adapter.recut} cut as the checkpoint's layers are" if adapter.recut else "")
     )
 
 

@@ -70,7 +70,9 @@ class Adapter:
     warnings
         What is left aside, and why; ``--strict`` makes these errors.
     notes
-        What is read in one of several possible ways.
+        What is read in one of several possible ways; ``--strict`` makes these errors too.
+    recut
+        Modules that were named and cut for a checkpoint's layers, exactly.
     """
 
     store: TensorStore
@@ -80,6 +82,7 @@ class Adapter:
     faults: tuple[LycotoolError, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
+    recut: int = 0
 
     @property
     def path(self) -> str:

@@ -99,5 +99,4 @@ def _with_tensors(adapter: Adapter, changed: list[AdapterModule], tensors: dict[
         memory = MemoryFile(next(iter(store.entries.values())).file.path, tensors, {})
         entries |= {key: Entry(memory, key) for key in tensors}
     made = read_adapter(replace(store, entries=entries, opened=()), reading=adapter.reading)
-    note = f"{store.path}: {len(changed)} modules are named and cut for the checkpoint's layers"
-    return replace(made, notes=(*adapter.notes, note), warnings=adapter.warnings)
+    return replace(made, notes=adapter.notes, warnings=adapter.warnings, recut=len(changed))

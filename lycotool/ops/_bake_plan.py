@@ -107,6 +107,7 @@ def _match(weighted: Weighted, sign: float, matcher: _Matcher) -> AdapterReport:
         matched=len(adapter.modules) - len(unmatched),
         unmatched=tuple(unmatched),
         algorithms=count_labels(adapter),
+        recut=adapter.recut,
     )
 
 

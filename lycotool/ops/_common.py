@@ -85,6 +85,7 @@ class AdapterReport:
     matched: int
     unmatched: tuple[str, ...]
     algorithms: dict[str, int]
+    recut: int = 0
 
 
 def count_labels(adapter: Adapter) -> dict[str, int]:
