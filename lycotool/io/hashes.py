@@ -9,7 +9,6 @@ the length of that header. Source: sd-scripts ``library/train_util.py``,
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
 
@@ -38,6 +37,8 @@ class DataHasher:
     """
 
     def __init__(self, legacy_header: bytes) -> None:
+        import hashlib  # the names above are wanted to show a header too
+
         self._model = hashlib.sha256()
         self._legacy = hashlib.sha256()
         self._position = 0
@@ -74,6 +75,8 @@ def legacy_hash(header: bytes, data: Iterable[memoryview]) -> str:
     data
         The data section in the reference's order of tensors, in pieces.
     """
+    import hashlib
+
     digest, position = hashlib.sha256(), 0
     for piece in itertools.chain([memoryview(header)], data):
         digest.update(piece[max(0, LEGACY_START - position) : max(0, LEGACY_STOP - position)])

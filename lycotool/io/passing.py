@@ -6,7 +6,6 @@ was read out of turn, is read at the end. A small file is read whole at once and
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
 
@@ -40,6 +39,8 @@ class PassingHash:
     """
 
     def __init__(self, read_at: ReadAt, data_start: int, size: int, *, with_data: bool = False) -> None:
+        import hashlib  # headers are read without
+
         self._read_at, self._size = read_at, size
         self._whole = hashlib.sha256()
         self._data = hashlib.sha256() if with_data else None

@@ -6,15 +6,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lycotool.formats.keys import dialect_of
 from lycotool.formats.loaders import LOADERS, ModuleKind, refusal
 from lycotool.io.store import SafetensorsFile, TensorStore
-from lycotool.models.block_weights import BlockLabels
-from lycotool.models.families.locate import guess_families
 from lycotool.models.naming import split_name
 from lycotool.ops._adapter import Adapter, AdapterModule
 from lycotool.ops._render import outline
+
+if TYPE_CHECKING:
+    from lycotool.models.block_weights import BlockLabels
 
 #: How reports call the components of :mod:`lycotool.models.naming`.
 COMPONENT_NAMES: Mapping[str, str] = {
@@ -134,6 +136,9 @@ def blocks_of(adapter: Adapter) -> dict[str, str]:
 
 def labels_of(adapter: Adapter) -> BlockLabels | None:
     """The blocks of the model the adapter is for; None where that is not known."""
+    from lycotool.models.block_weights import BlockLabels
+    from lycotool.models.families.locate import guess_families
+
     widths = {name: c for name, m in adapter.modules.items() if (c := outline(m)[1]) is not None}
     families = guess_families(adapter.modules, widths, adapter.store.metadata)
     return BlockLabels(families[0]) if families else None
