@@ -54,6 +54,8 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
         raise UsageError("--fused-backward is for one GPU: several add up all gradients together")
     make_stepper = FusedStepper if options.optimizer.fused_backward else Stepper
     stepper = make_stepper(groups_of(ready), options.optimizer.optimizer, options.optimizer.optimizer_arg)
+    if options.compute.base_dtype is not None:  # asked for where memory is scarce: the VAE needs it first
+        send_away(base, base.unet)
     latents = latents_of(options, base, ready.dataset, observer, ready.world)
     held_out = ready.dataset.validation
     validated = None if held_out is None else latents_of(options, base, held_out, observer, ready.world)
