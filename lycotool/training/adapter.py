@@ -12,7 +12,6 @@ Nothing here branches on the value of a tensor: dropouts and DyLoRA's ranks are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -23,11 +22,10 @@ from lycotool.algorithms.base import DEFAULT_READING, Bound
 from lycotool.algorithms.detection import Detected, bias_change, weight_change
 from lycotool.algorithms.layer import TrainableLayer
 from lycotool.algorithms.training import Arguments, Operands, Start, Structured, Training, low_rank_of
-from lycotool.errors import IncompatibleError
 from lycotool.training.fused import product_with_sum
 from lycotool.training.kronecker import product_with_kronecker
 from lycotool.training.low_rank import product_with_low_rank
-from lycotool.training.masks import MaskSpec, element_mask
+from lycotool.training.masks import Dropouts, MaskSpec, element_mask
 from lycotool.training.scaled import scaled_product_with_low_rank
 
 if TYPE_CHECKING:
@@ -37,61 +35,6 @@ Forward = Literal["auto", "structured", "fused"]
 
 #: The name of the trained factor on ΔW, beside the slots.
 SCALAR = "scalar"
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def describe_layer(module: nn.Module) -> TrainableLayer | None:
-    """A module's geometry; None for one that no algorithm trains.
-
-    Raises
-    ------
-    IncompatibleError
-        For a convolution that pads with something other than zeros.
-    """
-    if isinstance(module, nn.Linear):
-        return TrainableLayer("linear", tuple(module.weight.shape), module.bias is not None)
-    if isinstance(module, _CONVOLUTIONS):
-        if module.padding_mode != "zeros":
-            raise IncompatibleError(f"a convolution pads with {module.padding_mode}, expected zeros")
-        return TrainableLayer(
-            "conv",
-            tuple(module.weight.shape),
-            module.bias is not None,
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
-            groups=module.groups,
-        )
-    if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-        if module.weight is None:
-            return None
-        groups = module.num_groups if isinstance(module, nn.GroupNorm) else 0
-        shape = tuple(module.weight.shape)
-        return TrainableLayer("norm", shape, module.bias is not None, groups=groups, eps=module.eps)
-    return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dropouts:
-    """What is dropped in training.
-
-    Attributes
-    ----------
-    elements
-        Of the change of the output, each by itself; what is kept grows so that the mean stays.
-    ranks
-        Of the ranks, or of the rows of ΔW where the algorithm has none.
-    scale_ranks
-        Whether what `ranks` keeps is divided by its share.
-    modules
-        The chance that the layer changes nothing.
-    """
-
-    elements: float = 0.0
-    ranks: float = 0.0
-    scale_ranks: bool = False
-    modules: float = 0.0
 
 
 class AdapterLayer(nn.Module):

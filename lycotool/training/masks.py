@@ -28,6 +28,28 @@ BLOCKS = "dylora block"
 _WORD = 0xFFFFFFFF
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropouts:
+    """What is dropped in training.
+
+    Attributes
+    ----------
+    elements
+        Of the change of the output, each by itself; what is kept grows so that the mean stays.
+    ranks
+        Of the ranks, or of the rows of ΔW where the algorithm has none.
+    scale_ranks
+        Whether what `ranks` keeps is divided by its share.
+    modules
+        The chance that the layer changes nothing.
+    """
+
+    elements: float = 0.0
+    ranks: float = 0.0
+    scale_ranks: bool = False
+    modules: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class MaskSpec:
     """One mask.

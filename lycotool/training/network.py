@@ -14,8 +14,9 @@ from lycotool.algorithms.alpha import alpha_tensor
 from lycotool.algorithms.training import CannotTrainError
 from lycotool.errors import IncompatibleError, NumericError, UsageError
 from lycotool.linalg.finite import is_finite
-from lycotool.training.adapter import AdapterLayer, Dropouts, describe_layer
-from lycotool.training.masks import ELEMENTS, MaskSpec, draw_masks
+from lycotool.training.adapter import AdapterLayer
+from lycotool.training.geometry import describe_layer
+from lycotool.training.masks import ELEMENTS, Dropouts, MaskSpec, draw_masks
 from lycotool.training.network_options import NetworkOptions, trainable
 from lycotool.training.norms import ShrunkNorms, shrink
 from lycotool.training.operands import OperandMaker

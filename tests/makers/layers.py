@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lycotool.algorithms.training import Training
-from lycotool.training.adapter import AdapterLayer, describe_layer
+from lycotool.training.adapter import AdapterLayer
+from lycotool.training.geometry import describe_layer
 from lycotool.training.network import Network
 from lycotool.training.network_options import NetworkOptions, trainable
 from lycotool.training.targets import Target

@@ -7,8 +7,8 @@ import torch
 from makers.layers import CONVOLUTIONS, make_input, make_layer, relative_error, values, weight_of
 from torch import Tensor
 
-from lycotool.training.adapter import describe_layer
 from lycotool.training.fused import _TwoProducts, product_with_sum
+from lycotool.training.geometry import describe_layer
 
 
 @pytest.mark.parametrize("name", ["linear", "linear without bias", *CONVOLUTIONS])
