@@ -284,10 +284,11 @@ def _readings(
             f"{store.path}: {_first_of(zero)}: alpha 0 is read as no change"
             " (`--alpha-zero rank` reads it as the rank)"
         )
-    missing = [module.name for module in ranked if module.dims.alpha is None]
+    configured = tuple(scales)  # prefixes of modules whose scale a configuration gives
+    missing = [m.name for m in ranked if m.dims.alpha is None and not m.name.startswith(configured)]
     if missing and keys.spelling == "kohya":
         notes.append(f"{store.path}: {_first_of(missing)}: alpha is missing, read as the rank")
-    if any(configured.modifies_base for configured in scales.values()):
+    if any(scale.modifies_base for scale in scales.values()):
         notes.append(f"{store.path}: its initialisation changed the base weights; it fits only those")
     return notes
 

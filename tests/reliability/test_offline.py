@@ -48,7 +48,10 @@ def _name(call: ast.Call) -> str:
 
 
 def test_one_place_reads_pickles() -> None:
-    """One `torch.load` for adapters and models, with its safety written out; nothing else unpickles."""
+    """One `torch.load` for adapters and models, with its safety written out; nothing else unpickles.
+
+    But for what copies of the process write into a pipe to it.
+    """
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):
         for call in _calls(ast.parse(file.read_text(encoding="utf-8"))):
@@ -58,6 +61,8 @@ def test_one_place_reads_pickles() -> None:
             if name == "torch.load":
                 found.append(str(file.relative_to(PACKAGE)))
                 assert keywords.get("weights_only") == "True", where
+            if where.startswith("ops/_forked.py") and name == "pickle.loads":
+                continue
             assert name not in (
                 "pickle.load",
                 "pickle.loads",

@@ -107,6 +107,7 @@ def test_available_memory(
     monkeypatch: pytest.MonkeyPatch, free: int, reserved: int, fraction: float, expected: int
 ) -> None:
     """What is free, and what this process has for tensors already, up to the fraction it may have."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: fraction)
