@@ -42,7 +42,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": (lambda n: n >= 1, "at least 1"),
     "min_bucket_reso": (lambda n: n >= 1, "at least 1 pixel"),
     "bucket_reso_steps": (lambda n: n >= 8 and n % 8 == 0, "a multiple of 8, the VAE's scale"),
-    "caption_extension": (lambda text: text.strip(". ") != "", "a suffix such as `.txt`"),
+    "caption_extension": (
+        lambda text: text.strip(". ") != "" and not {"/", "\\"} & set(text),
+        "a suffix such as `.txt`",
+    ),
     "caption_separator": (lambda text: text != "", "some text"),
     "keep_tokens": (lambda n: n >= 0, "at least 0"),
     "caption_dropout_rate": (_rate, "0 to 1"),

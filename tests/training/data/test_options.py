@@ -39,6 +39,8 @@ def test_levels_are_those_of_sd_scripts():
         ("max_bucket_reso", -64, "at least 1 pixel"),
         ("bucket_reso_steps", 20, "a multiple of 8, the VAE's scale"),
         ("caption_extension", ".", "a suffix such as `.txt`"),
+        ("caption_extension", "./txt", "a suffix such as `.txt`"),
+        ("caption_extension", "captions/.txt", "a suffix such as `.txt`"),
         ("caption_separator", "", "some text"),
         ("keep_tokens", -1, "at least 0"),
         ("caption_dropout_rate", 1.5, "0 to 1"),
