@@ -112,6 +112,7 @@ class AdapterLayer(nn.Module):
         #: Whether ``ΔW = first ⊗ second`` is built: where that takes less time than its structure.
         self.builds_kronecker = forward == "auto" and weight.is_cuda and not isinstance(layer.padding, str)
         self.prepared: Operands | None = None  # what a step made beforehand
+        self.uses_kernels = False  # Triton's
         self.masks: Mapping[str, Tensor] = {}
         self.mask_specs = tuple(self._mask_specs())
         self.seed: Tensor | None = None  # of the step's element dropout
@@ -212,7 +213,9 @@ class AdapterLayer(nn.Module):
             return product_with_low_rank(self.layer, x, self.base_weight, low_rank_of(operands), bias)
         if "gain" in operands and self._scales_rows and not torch.compiler.is_compiling():
             low = low_rank_of(operands)
-            return scaled_product_with_low_rank(self.layer, x, self.base_weight, low, operands["gain"], bias)
+            return scaled_product_with_low_rank(
+                self.layer, x, self.base_weight, low, operands["gain"], bias, kernels=self.uses_kernels
+            )
         if self.builds_kronecker and "second" in operands:
             factors = operands["first"], operands["second"]
             return product_with_kronecker(self.layer, x, *factors, self.base_weight, bias)

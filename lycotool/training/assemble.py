@@ -18,7 +18,7 @@ from lycotool.training.data.latents import LatentCache, cache_latents
 from lycotool.training.data.texts import TextCache
 from lycotool.training.diffusion import Diffusion
 from lycotool.training.inputs import InputMaker
-from lycotool.training.kernels.install import are_usable, install
+from lycotool.training.kernels.install import are_for, fault, install
 from lycotool.training.loop import Run
 from lycotool.training.loss_scale import LossScale
 from lycotool.training.observe import Observer
@@ -71,8 +71,13 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
     set_checkpointing(base, ready.lrs, enabled=bool(options.compute.gradient_checkpointing))
     if base.device.type == "cuda":
         base.unet.to(memory_format=torch.channels_last)
-        if options.compute.triton and are_usable(base.device, base.unet_dtype):
+    if options.compute.triton and are_for(base.device, base.unet_dtype):
+        why_not = fault(base.device, base.unet_dtype)
+        if why_not is None:
             install(base.unet)
+            network.use_kernels()
+        else:
+            observer.note(f"Triton does not work here, so torch's slower kernels are used: {why_not}")
     network.train()
     every = options.log.log_every or (_LOOK_EVERY if base.device.type == "cuda" else 1)
     return Run(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from lycotool.training.gradients import gradients_of_product
+
 if TYPE_CHECKING:
     from lycotool.algorithms.layer import TrainableLayer
 
@@ -47,14 +49,5 @@ class _TwoProducts(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's
         (gradient,) = gradients
         x, total = ctx.saved_tensors
-        layer: TrainableLayer = ctx.layer
-        dx: Tensor | None
-        if layer.kind == "linear":
-            dx = gradient @ total if ctx.needs_input_grad[0] else None
-            change = gradient.flatten(0, -2).T @ x.flatten(0, -2)
-        else:
-            dx, change, _ = torch.ops.aten.convolution_backward(
-                gradient, x, total, None, layer.stride, layer.padding, layer.dilation,
-                False, [0] * len(layer.kernel), layer.groups, [ctx.needs_input_grad[0], True, False],
-            )  # fmt: skip
-        return dx, change.to(ctx.dtype), None, None, None
+        dx, change = gradients_of_product(ctx.layer, gradient, x, total, for_input=ctx.needs_input_grad[0])
+        return dx, None if change is None else change.to(ctx.dtype), None, None, None

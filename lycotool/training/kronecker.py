@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lycotool.linalg.low_rank import kron
+from lycotool.training.gradients import gradients_of_product
 
 if TYPE_CHECKING:
     from lycotool.algorithms.layer import TrainableLayer
@@ -60,17 +61,10 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's
         (gradient,) = gradients
         x, first, second, weight = ctx.saved_tensors
-        layer: TrainableLayer = ctx.layer
         total = weight.to(x.dtype) + kron(first, second).reshape(weight.shape)
-        dx: Tensor | None
-        if layer.kind == "linear":
-            dx = gradient @ total if ctx.needs_input_grad[0] else None
-            change = gradient.flatten(0, -2).T @ x.flatten(0, -2)
-        else:
-            dx, change, _ = torch.ops.aten.convolution_backward(
-                gradient, x, total, None, layer.stride, layer.padding, layer.dilation, False,
-                [0] * len(layer.kernel), layer.groups, [ctx.needs_input_grad[0], True, False],
-            )  # fmt: skip
+        dx, change = gradients_of_product(ctx.layer, gradient, x, total, for_input=ctx.needs_input_grad[0])
+        if change is None:
+            raise TypeError("a weight's gradient was asked for")
         # ΔW[(a, b), (c, d)] = first[a, c]·second[b, d]
         (a, c), (b, d) = first.shape, second.shape
         by_factor = change.reshape(a, b, c, d).transpose(1, 2).reshape(a * c, b * d)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from lycotool.training.gradients import gradients_of_product
+
 if TYPE_CHECKING:
     from lycotool.algorithms.layer import TrainableLayer
     from lycotool.linalg.low_rank import LowRank
@@ -91,8 +93,10 @@ class _Convolution(torch.autograd.Function):
         x, narrow, up, down, weight = ctx.saved_tensors
         layer: TrainableLayer = ctx.layer
         back = layer.pointwise(gradient, up.T)
-        low_dx, d_down = _backward(layer, back, x, down, for_input=ctx.needs_input_grad[0], for_weight=True)
-        dx, _ = _backward(layer, gradient, x, weight, for_input=ctx.needs_input_grad[0], for_weight=False)
+        wanted = ctx.needs_input_grad[0]
+        low_dx, d_down = gradients_of_product(layer, back, x, down, for_input=wanted)
+        base = weight.to(x.dtype)
+        dx, _ = gradients_of_product(layer, gradient, x, base, for_input=wanted, for_weight=False)
         d_up = layer.rows(gradient) @ layer.rows(narrow).T
         total = None if dx is None or low_dx is None else dx.add_(low_dx)
         return total, d_up, None if d_down is None else d_down.flatten(1), None, None, None
@@ -110,16 +114,3 @@ def _add_product(y: Tensor, narrow: Tensor, matrix: Tensor) -> None:
         _rows(wide).addmm_(thin.reshape(-1, thin.shape[-1]), matrix)
     else:
         y.add_((thin @ matrix).movedim(-1, 1))
-
-
-def _backward(
-    layer: TrainableLayer, gradient: Tensor, x: Tensor, weight: Tensor, *, for_input: bool, for_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a convolution's input and weight."""
-    if not (for_input or for_weight):
-        return None, None
-    found: tuple[Tensor | None, ...] = torch.ops.aten.convolution_backward(
-        gradient, x, weight.to(x.dtype), None, layer.stride, layer.padding, layer.dilation, False,
-        [0] * len(layer.kernel), layer.groups, [for_input, for_weight, False],
-    )  # fmt: skip
-    return found[0], found[1]

@@ -7,22 +7,32 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from lycotool.training.kernels.install import are_usable
-
 if TYPE_CHECKING:
     from lycotool.algorithms.layer import TrainableLayer
     from lycotool.linalg.low_rank import LowRank
 
 
 def scaled_product_with_low_rank(
-    layer: TrainableLayer, x: Tensor, weight: Tensor, low: LowRank, gain: Tensor, bias: Tensor | None
+    layer: TrainableLayer,
+    x: Tensor,
+    weight: Tensor,
+    low: LowRank,
+    gain: Tensor,
+    bias: Tensor | None,
+    *,
+    kernels: bool = False,
 ) -> Tensor:
     """``(1 + gain) ∘ op(x, W + up @ down) + b`` of a linear layer, without the sum of the weights.
 
     Differentiable in x, the factors and the gain of each row of W; all are cast to the input's dtype.
+
+    Parameters
+    ----------
+    kernels
+        Whether Triton's are used.
     """
     operands = low.up.to(x.dtype), low.down.to(x.dtype), gain.to(x.dtype)
-    return cast("Tensor", cast("Any", _Scaled).apply(x, *operands, weight, bias, layer))
+    return cast("Tensor", cast("Any", _Scaled).apply(x, *operands, weight, bias, layer, kernels))
 
 
 class _Scaled(torch.autograd.Function):
@@ -38,7 +48,9 @@ class _Scaled(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         layer: TrainableLayer,
+        kernels: bool,
     ) -> Tensor:
+        ctx.kernels = kernels
         y = layer.apply(x, weight)
         narrow = x.flatten(0, -2) @ down.T
         y.view(-1, y.shape[-1]).addmm_(narrow, up.T)
@@ -52,7 +64,7 @@ class _Scaled(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's
         x, narrow, up, down, gain, weight, bias, y = ctx.saved_tensors
         rows, outputs = gradients[0].flatten(0, -2).contiguous(), y.flatten(0, -2)
-        if are_usable(x.device, x.dtype):
+        if ctx.kernels:
             from lycotool.training.kernels.columns import scaled_backward
 
             scaled, sums = scaled_backward(rows, outputs, gain, bias)
@@ -65,4 +77,4 @@ class _Scaled(torch.autograd.Function):
         dx: Tensor | None = None
         if ctx.needs_input_grad[0]:
             dx = (scaled @ weight.to(scaled.dtype)).addmm_(back, down).view(x.shape)
-        return dx, scaled.T @ narrow, back.T @ x.flatten(0, -2), d_gain.to(gain.dtype), None, None, None
+        return dx, scaled.T @ narrow, back.T @ x.flatten(0, -2), d_gain.to(gain.dtype), None, None, None, None

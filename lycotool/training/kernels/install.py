@@ -11,18 +11,26 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@cache
+def are_for(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there are kernels for these: half precision on a GPU."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+
+
 def are_usable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether Triton is there and works, for half precision on an NVIDIA GPU."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
+    """Whether there are kernels for these, and they work."""
+    return are_for(device, dtype) and fault(device, dtype) is None
+
+
+@cache
+def fault(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the kernels do not work on a GPU, found by running one; None where they do."""
     try:
         from lycotool.training.kernels.geglu import geglu
 
         geglu(torch.zeros(2, 2, dtype=dtype, device=device))
-    except Exception:  # noqa: BLE001 - Triton without a C compiler, for another GPU, ...
-        return False
-    return True
+    except Exception as error:  # noqa: BLE001 - no Triton, no C compiler, another GPU, ...
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    return None
 
 
 def install(unet: nn.Module) -> int:

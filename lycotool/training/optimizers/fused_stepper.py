@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from lycotool.errors import BadInputError
 from lycotool.lazy import torch
 from lycotool.training.optimizers import known as registry
-from lycotool.training.optimizers.arguments import accepted_by, read_arguments
 from lycotool.training.optimizers.saved import restore, saved
 from lycotool.training.optimizers.stepper import Group, Stepper
 
@@ -36,9 +35,7 @@ class FusedStepper(Stepper):
     moves_in_backward = True
 
     def __init__(self, groups: Sequence[Group], name: str, arguments: Sequence[str] = ()) -> None:
-        entry = registry.find(name)
-        cls = registry.load(entry, name)
-        values = {**entry.defaults, **read_arguments(arguments, accepted_by(cls), what=name)}
+        _, cls, values = registry.chosen(name, arguments)
         self.groups = tuple(groups)
         self.name = name
         self.arguments = values

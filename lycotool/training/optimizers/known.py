@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from lycotool.errors import UsageError
+from lycotool.training.optimizers.arguments import accepted_by, read_arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +107,16 @@ def load(known: Known, name: str) -> type:
         f"--optimizer {name} needs a package that is not installed",
         hint=f"pip install {known.package}",
     )
+
+
+def chosen(name: str, arguments: Sequence[str]) -> tuple[Known, type, dict[str, Any]]:
+    """The entry, the class and what to make it with: the entry's defaults under the user's arguments.
+
+    Raises
+    ------
+    UsageError
+        If there is no such optimizer, it is not installed, or an argument is not one of its.
+    """
+    known = find(name)
+    cls = load(known, name)
+    return known, cls, {**known.defaults, **read_arguments(arguments, accepted_by(cls), what=name)}

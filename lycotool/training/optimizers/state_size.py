@@ -8,7 +8,6 @@ from typing import Any
 
 from lycotool.lazy import torch
 from lycotool.training.optimizers import known as registry
-from lycotool.training.optimizers.arguments import accepted_by, read_arguments
 from lycotool.training.optimizers.flat import padded
 
 #: A parameter for optimizers that need real numbers: large enough that 8-bit ones use 8 bits.
@@ -23,9 +22,7 @@ def state_bytes(
     The class takes a step on parameters of the meta device, which are of any size; one that cannot
     takes it on a small parameter, and its bytes for each element are taken for all.
     """
-    entry = registry.find(name)
-    cls = registry.load(entry, name)
-    values: dict[str, Any] = {**entry.defaults, **read_arguments(arguments, accepted_by(cls), what=name)}
+    entry, cls, values = registry.chosen(name, arguments)
     values["lr"] = None if values.get("relative_step") else 1e-3
     counts = Counter(shapes)
     if entry.elementwise:

@@ -10,7 +10,6 @@ from lycotool.distributed import World
 from lycotool.errors import UsageError
 from lycotool.lazy import torch
 from lycotool.training.optimizers import known as registry
-from lycotool.training.optimizers.arguments import accepted_by, read_arguments
 from lycotool.training.optimizers.flat import collect, flatten, room
 from lycotool.training.optimizers.saved import restore, saved
 
@@ -51,9 +50,7 @@ class Stepper:
     moves_in_backward = False
 
     def __init__(self, groups: Sequence[Group], name: str, arguments: Sequence[str] = ()) -> None:
-        entry = registry.find(name)
-        cls = registry.load(entry, name)
-        values = {**entry.defaults, **read_arguments(arguments, accepted_by(cls), what=name)}
+        entry, cls, values = registry.chosen(name, arguments)
         self.groups = tuple(groups)
         self.name = name
         self.arguments = values
