@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import statistics
 import sys
@@ -119,7 +120,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             train(run, Nothing(), clock)
         finally:
             ready.network.detach()
-    seconds = [b - a for a, b in zip(clock.times[5:], clock.times[6:], strict=False)]
+    seconds = [b - a for a, b in itertools.pairwise(list(clock.times.values())[5:])]
     held, reserved = _peaks(device)
     found = {
         "case": name, "limit_gib": case.limit, "checkpointing": choice.estimate.gradient_checkpointing,
