@@ -14,10 +14,10 @@ complete -c lycotool -n __fish_use_subcommand -l help -d 'Show help and exit'
 complete -c lycotool -n __fish_use_subcommand -a train -d 'Train an adapter from a base model and captioned images'
 complete -c lycotool -n __fish_use_subcommand -a merge -d 'Merge adapters into a checkpoint, or adapters into one adapter'
 complete -c lycotool -n __fish_use_subcommand -a bake -d 'Fold adapters of any algorithm into a checkpoint'
-complete -c lycotool -n __fish_use_subcommand -a resize -d 'Shrink an adapters ranks, losing as little as that rank allows'
+complete -c lycotool -n __fish_use_subcommand -a resize -d 'Shrink an adapter\'s ranks, losing as little as that rank allows'
 complete -c lycotool -n __fish_use_subcommand -a extract -d 'Write the difference of two checkpoints as an adapter'
 complete -c lycotool -n __fish_use_subcommand -a inspect -d 'Show what a file is and what can be done with it'
-complete -c lycotool -n __fish_use_subcommand -a convert -d 'Write an adapter in another programs format, and verify it'
+complete -c lycotool -n __fish_use_subcommand -a convert -d 'Write an adapter in another program\'s format, and verify it'
 
 complete -c lycotool -n '__fish_seen_subcommand_from train' -s h -l help -d 'Show help and exit'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -s o -l output -d 'The adapter to write' -r -F
@@ -32,7 +32,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -s q -l quiet -d 'No
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l network-arg -d 'A network argument by the name sd-scripts or LyCORIS has for it' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l prediction -d 'What the model predicts' -x -a 'epsilon v_prediction'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l vae -d 'Another VAE' -r -F
-complete -c lycotool -n '__fish_seen_subcommand_from train' -l clip-skip -d 'Use the text encoders output of this many layers from the end' -x
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l clip-skip -d 'Use the text encoder\'s output of this many layers from the end' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l train-unet -l no-train-unet -d 'Train the UNet'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l train-te -l no-train-te -d 'Train the text encoders'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l names -d 'Module names of an SDXL UNet in the file' -x -a 'kohya diffusers'
@@ -46,7 +46,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l rs-lora -l no-rs-
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l use-conv-cp -l no-use-conv-cp -d 'Give convolutions with a kernel above 1x1 a CP (Tucker) core'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l use-scalar -l no-use-scalar -d 'Start from random factors below a trained scalar that is zero'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l dora-wd -l no-dora-wd -d 'DoRA'
-complete -c lycotool -n '__fish_seen_subcommand_from train' -l wd-on-output -l no-wd-on-output -d 'DoRAs norms per output row'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l wd-on-output -l no-wd-on-output -d 'DoRA\'s norms per output row'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l dropout -d 'Part of the change of the output that is dropped, element by element' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l rank-dropout -d 'Part of the ranks dropped in a step' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l rank-dropout-scale -l no-rank-dropout-scale -d 'Divide what rank_dropout keeps by its share'
@@ -63,7 +63,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l train-norm -l no-
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l loraplus-lr-ratio -d 'LoRA+' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l loraplus-unet-lr-ratio -d 'LoRA+ for the UNet' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l loraplus-text-encoder-lr-ratio -d 'LoRA+ for the text encoders' -x
-complete -c lycotool -n '__fish_seen_subcommand_from train' -l forward -d 'How a layers change is computed' -x -a 'auto structured fused'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l forward -d 'How a layer\'s change is computed' -x -a 'auto structured fused'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l network-weights -d 'Adapter file to start from' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l dim-from-weights -l no-dim-from-weights -d 'Take algorithm, rank, alpha and layers from that file'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l num-repeats -d 'Times each image is used per epoch' -x
@@ -112,7 +112,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l optimizer -d 'ada
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l optimizer-arg -d 'An argument of the optimizer' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l lr -d 'Learning rate' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l unet-lr -d 'Learning rate of the UNet' -x
-complete -c lycotool -n '__fish_seen_subcommand_from train' -l te-lr -d 'Learning rate of the text encoders, or, given twice, of SDXLs first …' -x
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l te-lr -d 'Learning rate of the text encoders, or, given twice, of SDXL\'s first …' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l max-grad-norm -d 'Gradients are scaled down to this norm' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l fused-backward -l no-fused-backward -d 'Move each parameter as soon as its gradient is complete, and free the …'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l scale-weight-norms -d 'After each step, scale down weight changes whose norm is larger' -x
@@ -153,14 +153,14 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l triton -l no-trit
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-every-n-steps -d 'Also save the adapter every so many steps' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-every-n-epochs -d 'Also save it every so many epochs' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l keep-saves -d 'Keep so many of these, the latest' -x
-complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-dtype -d 'dtype of the adapters file' -x -a 'fp32 bf16 fp16'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-dtype -d 'dtype of the adapter\'s file' -x -a 'fp32 bf16 fp16'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l format -d 'Format of the file' -x -a 'networks.lora lycoris.kohya locon.locon_kohya lycoris diffusers diffusers-legacy peft comfyui onetrainer ai-toolkit bfl hcp kohya-oft'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l split-dylora -l no-split-dylora -d 'Also save a DyLoRA as one LoRA for each multiple of its block size'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-state -l no-save-state -d 'Keep what a resume needs beside the output, at every save and …'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-state-on-train-end -l no-save-state-on-train-end -d 'Keep it when the run is complete, too'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l resume -d 'Continue from this folder' -x -a '(__fish_complete_directories)'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l fresh -l no-fresh -d 'Start anew, whatever OUTPUT.state holds'
-complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata -l no-metadata -d 'Write the trainings numbers'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata -l no-metadata -d 'Write the training\'s numbers'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l training-comment -d 'A comment (ss_training_comment)' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata-title -d 'Title' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata-author -d 'Author' -x
@@ -168,7 +168,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata-descript
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata-license -d 'Licence' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata-tags -d 'Tags, with commas' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l log -d 'Write a JSON object per line' -r -F
-complete -c lycotool -n '__fish_seen_subcommand_from train' -l tensorboard -d 'Write TensorBoards files to this folder' -x -a '(__fish_complete_directories)'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l tensorboard -d 'Write TensorBoard\'s files to this folder' -x -a '(__fish_complete_directories)'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l log-every -d 'Fetch losses from the device every so many steps' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l validate-every-n-steps -d 'Validate every so many steps' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l validate-every-n-epochs -d 'Validate every so many epochs' -x
@@ -193,7 +193,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from merge' -s n -l dry-run -d '
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l json -d 'Print one JSON object on stdout'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -s q -l quiet -d 'Nothing on stderr but errors'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l method -d 'How the changes w·ΔW become one' -x -a 'exact svd ties dare dare-ties magnitude-prune della breadcrumbs slerp nuslerp'
-complete -c lycotool -n '__fish_seen_subcommand_from merge' -l density -d 'Share of each layers elements to keep' -x
+complete -c lycotool -n '__fish_seen_subcommand_from merge' -l density -d 'Share of each layer\'s elements to keep' -x
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l gamma -d 'breadcrumbs' -x
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l epsilon -d 'della' -x
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l lambda -d 'Factor of the combined change' -x
@@ -213,11 +213,11 @@ complete -c lycotool -n '__fish_seen_subcommand_from merge' -l unet -d 'Factor f
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l lbw -d 'Factors by block' -x -a 'NONE ALL INS IND INALL MIDD OUTD OUTS OUTALL ALL0.5 (__lycotool_files .toml .json .jsonl .txt)'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l lbw-rule -d 'Factor for layers of some blocks, such as IN05-OUT05:attn:0.5' -x
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l recipe -d 'Read inputs and options from a TOML file' -x -a '(__lycotool_files .toml .json .jsonl .txt)'
-complete -c lycotool -n '__fish_seen_subcommand_from merge' -l replay -d 'Merge again what OUTPUTs metadata say it was merged from, and compare …' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
+complete -c lycotool -n '__fish_seen_subcommand_from merge' -l replay -d 'Merge again what OUTPUT\'s metadata say it was merged from, and compare …' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l inputs-dir -d 'Where --replay looks for the inputs first' -x -a '(__fish_complete_directories)'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l rebuild -d 'Merge what the rules refuse, by rebuilding the weight change'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l base -d 'Checkpoint for algorithms whose change depends on it' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
-complete -c lycotool -n '__fish_seen_subcommand_from merge' -l vae -d 'Replace the checkpoints VAE by this files or folders, in LDM or …' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
+complete -c lycotool -n '__fish_seen_subcommand_from merge' -l vae -d 'Replace the checkpoint\'s VAE by this file\'s or folder\'s, in LDM or …' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l device -d 'Where to compute' -x -a 'auto cpu cuda mps'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l allow-pickle -d 'Read .pt, .ckpt and .bin files too (plain tensors only)'
 complete -c lycotool -n '__fish_seen_subcommand_from merge' -l alpha-zero -d 'What a stored alpha of 0 means' -x -a 'zero rank'
@@ -232,7 +232,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from bake' -s o -l output -d 'Wh
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -s f -l force -d 'Replace an existing output'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l dtype -d 'Saved dtype' -x -a 'keep fp32 fp16 bf16 fp8_e4m3fn fp8_e5m2'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l shard-size -d 'Write a checkpoint as files of at most this size and an index' -x
-complete -c lycotool -n '__fish_seen_subcommand_from bake' -l vae -d 'Replace the checkpoints VAE by this files or folders, in LDM or …' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
+complete -c lycotool -n '__fish_seen_subcommand_from bake' -l vae -d 'Replace the checkpoint\'s VAE by this file\'s or folder\'s, in LDM or …' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l verify -d 'Read the output before it gets its name and compare it with float64'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l unbake -d 'Take the adapters out again, and say how exactly'
 complete -c lycotool -n '__fish_seen_subcommand_from bake' -l te -d 'Factor for text encoders' -x
@@ -255,14 +255,14 @@ complete -c lycotool -n '__fish_seen_subcommand_from bake' -a '(__lycotool_files
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -s h -l help -d 'Show help and exit'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l rank -d 'New rank' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l conv-rank -d 'Rank of kernels larger than 1' -x
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l method -d 'How each modules rank is chosen from its singular values' -x -a 'fixed threshold sv_ratio sv_cumulative sv_fro sv_knee sv_cumulative_knee sv_rel_decrease'
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l param -d 'The methods number' -x
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l method -d 'How each module\'s rank is chosen from its singular values' -x -a 'fixed threshold sv_ratio sv_cumulative sv_fro sv_knee sv_cumulative_knee sv_rel_decrease'
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l param -d 'The method\'s number' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l size -d 'Largest size of the file, 32MB (decimal) or 30MiB (binary)' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l error -d 'Relative error of the whole file' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l to -d 'Convert LoHa and LoKr exactly to LoRA first' -x -a 'keep lora'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l keep-refused -d 'Carry modules that the rules refuse over unchanged'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l split -d 'Slice a DyLoRA into one file per multiple of --unit'
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l unit -d 'The DyLoRAs unit (block size), in ranks' -x
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l unit -d 'The DyLoRA\'s unit (block size), in ranks' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l compat -d 'kohya' -x -a 'none kohya'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -s o -l output -d 'Where to write' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -s f -l force -d 'Replace an existing output'
@@ -281,17 +281,17 @@ complete -c lycotool -n '__fish_seen_subcommand_from resize' -a '(__lycotool_fil
 
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -s h -l help -d 'Show help and exit'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l algo -d 'What the difference becomes' -x -a 'lora lokr full dora ia3'
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l mode -d 'How each layers rank is chosen from its singular values' -x -a 'fixed threshold ratio quantile fro full size error'
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l mode -d 'How each layer\'s rank is chosen from its singular values' -x -a 'fixed threshold ratio quantile fro full size error'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l rank -d 'Rank of mode fixed, cap of the others' -x
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l conv-rank -d 'Rank of kernels larger than 1' -x
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l param -d 'The modes number' -x
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l conv-param -d 'The modes number for kernels larger than 1' -x
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l param -d 'The mode\'s number' -x
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l conv-param -d 'The mode\'s number for kernels larger than 1' -x
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l size -d 'Largest file of mode size, 64MB (decimal) or 60MiB (binary)' -x
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l error -d 'Relative error of the whole file, of mode error' -x
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l use-conv-cp -d 'Convolutions with a CP (Tucker) core'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l sparse-bias -d 'Also keep the largest entries that the factors leave'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l sparsity -d 'Share of entries the sparse part leaves out' -x
-complete -c lycotool -n '__fish_seen_subcommand_from extract' -l factor -d 'LoKrs factor' -x
+complete -c lycotool -n '__fish_seen_subcommand_from extract' -l factor -d 'LoKr\'s factor' -x
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l dora-axis -d 'Which axis DoRA keeps the norms of' -x -a 'out in'
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l include -d 'Only these layers, by adapter or checkpoint name' -x
 complete -c lycotool -n '__fish_seen_subcommand_from extract' -l exclude -d 'Not these layers' -x
@@ -317,7 +317,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l metadata -d 'Sh
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l tags -d 'Count the tags of the training captions, all data sets together'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l hashes -d 'SHA-256, AutoV2 and AutoV3'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l top -d 'Lines of long tables (tags, strongest modules, least alike layers)' -x
-complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l stats -d 'Strength of each modules change ΔW, its ranks by several measures, …'
+complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l stats -d 'Strength of each module\'s change ΔW, its ranks by several measures, …'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l compare -d 'Put another adapter beside this one' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l plot -d 'Draw what --stats or --compare measures' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from inspect' -l base -d 'Checkpoint to measure against' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
@@ -354,7 +354,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from convert' -l algo -d 'Also c
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l rank -d 'Rank of what has no exact LoRA form' -x
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l error -d 'Or its relative error, by module' -x
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l base -d 'Checkpoint for algorithms whose change depends on it' -x -a '(__lycotool_files .safetensors .safetensors.index.json)'
-complete -c lycotool -n '__fish_seen_subcommand_from convert' -l verify -l no-verify -d 'Compare the change of every module with the written files'
+complete -c lycotool -n '__fish_seen_subcommand_from convert' -l verify -l no-verify -d 'Compare the change of every module with the written file\'s'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -s o -l output -d 'Where to write' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -s f -l force -d 'Replace an existing output'
 complete -c lycotool -n '__fish_seen_subcommand_from convert' -l dtype -d 'Saved dtype' -x -a 'keep fp32 fp16 bf16 fp8_e4m3fn fp8_e5m2'

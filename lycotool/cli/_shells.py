@@ -28,8 +28,13 @@ HEADER = "# Completion for lycotool, made by `lycotool --show-completion --shell
 def _short(text: str) -> str:
     """The first sentence of a help text, without what shells would read as code."""
     sentence = text.split(". ")[0].split("; ")[0].split(": ")[0].rstrip(".")
-    plain = "".join(c for c in sentence if c not in "`'\"\\$")
+    plain = "".join(c for c in sentence if c not in '`"\\$')
     return plain if len(plain) <= 72 else plain[:71].rsplit(" ", 1)[0] + " …"
+
+
+def _quoted(text: str, apostrophe: str) -> str:
+    """The first sentence of a help text for a string in single quotes, where an apostrophe is written so."""
+    return _short(text).replace("'", apostrophe)
 
 
 def _flags(option: Parameter) -> tuple[str, ...]:
@@ -182,7 +187,7 @@ def _zsh_command(command: CommandLine) -> str:
 
 
 def _zsh_text(text: str) -> str:
-    return "".join("\\" + c if c in "[]:" else c for c in _short(text))
+    return "".join("\\" + c if c in "[]:" else c for c in _short(text)).replace("'", "'\\''")
 
 
 def _zsh_action(option: Parameter) -> str:
@@ -217,19 +222,23 @@ def fish(commands: Sequence[CommandLine]) -> str:
     top = "-n __fish_use_subcommand"
     for flag, text in ROOT.items():
         value = " -x -a 'bash zsh fish powershell'" if flag == "--shell" else ""
-        lines.append(f"complete -c lycotool {top} -l {flag[2:]} -d '{_short(text)}'{value}")
-    lines += [f"complete -c lycotool {top} -a {c.name} -d '{_short(c.summary)}'" for c in commands]
+        lines.append(f"complete -c lycotool {top} -l {flag[2:]} -d {_fish_text(text)}{value}")
+    lines += [f"complete -c lycotool {top} -a {c.name} -d {_fish_text(c.summary)}" for c in commands]
     for command in commands:
         here = f"-n '__fish_seen_subcommand_from {command.name}'"
         lines += ["", f"complete -c lycotool {here} -s h -l help -d 'Show help and exit'"]
         for option in command.options:
             names = " ".join(f"-l {f[2:]}" if f.startswith("--") else f"-s {f[1:]}" for f in _flags(option))
             lines.append(
-                f"complete -c lycotool {here} {names} -d '{_short(option.help)}'{_fish_value(option)}"
+                f"complete -c lycotool {here} {names} -d {_fish_text(option.help)}{_fish_value(option)}"
             )
         endings = dict.fromkeys(e for a in command.arguments for e in ENDINGS.get(a.kind, ()))
         lines.append(f"complete -c lycotool {here} -a '(__lycotool_files {' '.join(endings)})'")
     return "\n".join(lines) + "\n"
+
+
+def _fish_text(text: str) -> str:
+    return "'" + _quoted(text, "\\'") + "'"
 
 
 def _fish_value(option: Parameter) -> str:
@@ -252,26 +261,26 @@ def powershell(commands: Sequence[CommandLine]) -> str:
     """The script for powershell."""
     tables = []
     for command in commands:
-        rows = []
+        rows = ["      '--help' = @{ Help = 'Show help and exit'; Value = $null }"]
         for option in command.options:
             if option.is_flag:
                 value = "$null"
             elif option.kind == "none":
-                value = f"@{{ Words = @({_ps_list(option.words)}) }}"
+                value = f"@{{ Words = @({_ps_list(option.words)}); Endings = $null; Path = $false }}"
             else:
                 accepted = "$null" if option.kind == "any" else f"@({_ps_list(ENDINGS[option.kind])})"
                 value = f"@{{ Words = @({_ps_list(option.words)}); Endings = {accepted}; Path = $true }}"
             rows += [
-                f"      '{flag}' = @{{ Help = '{_short(option.help)}'; Value = {value} }}"
+                f"      '{flag}' = @{{ Help = {_ps_text(option.help)}; Value = {value} }}"
                 for flag in _flags(option)
             ]
         endings = dict.fromkeys(e for a in command.arguments for e in ENDINGS.get(a.kind, ()))
         body = "\n".join(rows)
         tables.append(
-            f"    '{command.name}' = @{{ Help = '{_short(command.summary)}'; Endings = @({_ps_list(tuple(endings))}); "
+            f"    '{command.name}' = @{{ Help = {_ps_text(command.summary)}; Endings = @({_ps_list(tuple(endings))}); "
             f"Options = [ordered]@{{\n{body}\n    }} }}"
         )
-    root = "\n".join(f"    '{flag}' = '{_short(text)}'" for flag, text in ROOT.items())
+    root = "\n".join(f"    '{flag}' = {_ps_text(text)}" for flag, text in ROOT.items())
     joined = "\n".join(tables)
     return f"""{HEADER.format("powershell")}
 
@@ -317,6 +326,13 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {{
   else {{ OfferFiles $commands[$command].Endings }}
 }}
 """
+
+
+def _ps_text(text: str) -> str:
+    """A help text as a string that is ASCII: Windows PowerShell reads files in the system's encoding."""
+    if _short(text).isascii():
+        return "'" + _quoted(text, "''") + "'"
+    return '"' + "".join(c if c.isascii() else f"$([char]0x{ord(c):04X})" for c in _short(text)) + '"'
 
 
 def _ps_list(words: Sequence[str]) -> str:

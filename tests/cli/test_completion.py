@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -18,6 +19,8 @@ import time
 from pathlib import Path
 
 import pytest
+import tree_sitter
+import tree_sitter_powershell
 from helpers import run, succeed
 from makers.make_completions import FOLDER, NAMES
 
@@ -178,6 +181,23 @@ def test_every_option_is_in_every_script(shell: str) -> None:
                 assert name in text, (command.name, flag)
             for choice in option.choices:
                 assert choice in text, (command.name, choice)
+
+
+def test_powershell_can_read_its_script() -> None:
+    """It is never run here. Its syntax is checked by a grammar; keys and encoding by what PowerShell does.
+
+    Keys of a literal that differ in case alone are an error there, and Windows PowerShell reads files without
+    a byte order mark in the system's encoding.
+    """
+    text = script("powershell", commands(app))
+    assert text.isascii()
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language()))
+    assert not parser.parse(text.encode()).root_node.has_error
+    assert parser.parse(text.replace("param(", "param((", 1).encode()).root_node.has_error
+    for table in re.split(r"(?:Options|root|commands) = \[ordered\]@", text)[1:]:
+        keys = [key.lower() for key in re.findall(r"^ +'([^']+)' = ", table, re.MULTILINE)]
+        assert keys
+        assert len(keys) == len(set(keys)), keys
 
 
 def test_parameters_that_are_paths_are_known_to_be() -> None:
