@@ -167,7 +167,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata-author -
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata-description -d 'Description' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata-license -d 'Licence' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l metadata-tags -d 'Tags, with commas' -x
-complete -c lycotool -n '__fish_seen_subcommand_from train' -l log -d 'Write a JSON object per line' -r -F
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l log-file -d 'Write a JSON object per line' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l tensorboard -d 'Write TensorBoard\'s files to this folder' -x -a '(__fish_complete_directories)'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l log-every -d 'Fetch losses from the device every so many steps' -x
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l validate-every-n-steps -d 'Validate every so many steps' -x

@@ -202,7 +202,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--metadata-description' = @{ Help = 'Description'; Value = @{ Words = @(); Endings = $null; Path = $false } }
       '--metadata-license' = @{ Help = 'Licence'; Value = @{ Words = @(); Endings = $null; Path = $false } }
       '--metadata-tags' = @{ Help = 'Tags, with commas'; Value = @{ Words = @(); Endings = $null; Path = $false } }
-      '--log' = @{ Help = 'Write a JSON object per line'; Value = @{ Words = @(); Endings = $null; Path = $true } }
+      '--log-file' = @{ Help = 'Write a JSON object per line'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '--tensorboard' = @{ Help = 'Write TensorBoard''s files to this folder'; Value = @{ Words = @(); Endings = @(); Path = $true } }
       '--log-every' = @{ Help = 'Fetch losses from the device every so many steps'; Value = @{ Words = @(); Endings = $null; Path = $false } }
       '--validate-every-n-steps' = @{ Help = 'Validate every so many steps'; Value = @{ Words = @(); Endings = $null; Path = $false } }

@@ -108,7 +108,8 @@ class _Engine(threading.Thread):
             engine: Any = torchrun  # without types
             here = ["--standalone", "--nproc-per-node", str(self._count), "-m", "lycotool"]
             options = engine.parse_args(here)
-            options.training_script_args = self._arguments  # not parsed: it would take `--log` for its own
+            # Not parsed: what two of its options begin with would be an error there.
+            options.training_script_args = self._arguments
             engine.run(options)
         except ChildFailedError as error:
             self.error = _failure({rank: found.exitcode for rank, found in error.failures.items()})

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 from ranks import run_ranks
+from torch.distributed import run
 
+from lycotool.cli import app
+from lycotool.cli._describe import CommandLine, commands
 from lycotool.cli._errors import reported
 from lycotool.distributed import World, joined, launched
 from lycotool.errors import BadInputError, ResourceError, UsageError
@@ -168,3 +172,24 @@ def test_nobody_there(alone: pytest.MonkeyPatch) -> None:
         alone.setenv(name, value)
     with pytest.raises(ResourceError, match="cannot be reached"), joined("cpu"):
         pass
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in commands(app) if c.name in ("train", "extract")], ids=lambda c: c.name
+)
+def test_launchers_leave_every_option_to_the_command(command: CommandLine) -> None:
+    """Python 3.11 takes any argument that two options of a launcher begin with for an error, wherever it stands."""
+    torchrun, accelerate = run.get_args_parser(), launch_command_parser()
+    flags = [flag for option in command.options for flag in (*option.flags, *option.negative)]
+    assert len(flags) > 20
+    for flag in flags:
+        parsed = torchrun.parse_args(["--nproc-per-node", "2", "-m", "lycotool", command.name, flag, "x"])
+        assert (parsed.training_script, parsed.training_script_args) == (
+            "lycotool",
+            [command.name, flag, "x"],
+        )
+        parsed = accelerate.parse_args(["--num_processes", "2", "-m", "lycotool", command.name, flag, "x"])
+        assert (parsed.training_script, parsed.training_script_args) == (
+            "lycotool",
+            [command.name, flag, "x"],
+        )

@@ -379,8 +379,8 @@ def _logs(options: TrainOptions, first_step: int, closing: ExitStack) -> list[Ob
     from lycotool.training.logs import JsonLog, TensorBoardLog
 
     logs: list[Observer] = []
-    if options.log.log is not None:
-        logs.append(JsonLog(options.log.log, first_step=first_step))
+    if options.log.log_file is not None:
+        logs.append(JsonLog(options.log.log_file, first_step=first_step))
     if options.log.tensorboard is not None:
         logs.append(TensorBoardLog(options.log.tensorboard, first_step=first_step))
     for log in logs:

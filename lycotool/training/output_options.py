@@ -87,7 +87,7 @@ class MetadataOptions:
 class LogOptions:
     """What is written down while training."""
 
-    log: str | None = option(
+    log_file: str | None = option(
         None, _LOG, "Write a JSON object per line: every step, validation and save.", metavar="FILE"
     )
     tensorboard: str | None = option(

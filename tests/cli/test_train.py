@@ -161,7 +161,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(in_folder: Path, monkeypatch:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Recorder, "add", interrupting)
-    stopped = run(*command, "-o", "a.safetensors", "--log", "a.jsonl")
+    stopped = run(*command, "-o", "a.safetensors", "--log-file", "a.jsonl")
     assert stopped.exit_code == 130
     assert not stopped.stdout
     assert "goes on from a.state" in stopped.stderr
@@ -172,7 +172,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(in_folder: Path, monkeypatch:
     ]
     monkeypatch.undo()
     monkeypatch.chdir(in_folder)
-    resumed = succeed(*command, "-o", "a.safetensors", "--log", "a.jsonl", "--json")
+    resumed = succeed(*command, "-o", "a.safetensors", "--log-file", "a.jsonl", "--json")
     assert json.loads(resumed.stdout)["first_step"] == 2
     assert not (in_folder / "a.state").exists()
     expected, found = read(in_folder / "straight.safetensors"), read(in_folder / "a.safetensors")
@@ -195,7 +195,7 @@ def test_a_state_of_other_options_is_refused_or_left(in_folder: Path) -> None:
 def test_validation_samples_and_logs(in_folder: Path) -> None:
     (in_folder / "prompts.txt").write_text("a disk --s 2 --l 1 --d 5\na square --s 2 --w 24 --n blur\n")
     arguments = ("--validation-split", 0.5, "--validate-every-n-steps", 1, "--sample-prompts", "prompts.txt",
-                 "--sample-every-n-steps", 2, "--sample-at-first", "--log", "log.jsonl", "--lr", 0, "--steps", 2)  # fmt: skip
+                 "--sample-every-n-steps", 2, "--sample-at-first", "--log-file", "log.jsonl", "--lr", 0, "--steps", 2)  # fmt: skip
     result = succeed(
         "train", base_file("sd1"), "images", *SMALL, *QUICK, *arguments, "-o", "a.safetensors", "--json"
     )

@@ -29,7 +29,7 @@ def train(base: Path, name: str, *options: object) -> tuple[list[float], dict[st
     """The loss of every step, and the file."""
     log = Path(f"{name}.jsonl")
     result = succeed(
-        "train", base, "images", *SMALL, "--device", "cuda", "--log", log, "--log-every", 1, "--steps", STEPS,
+        "train", base, "images", *SMALL, "--device", "cuda", "--log-file", log, "--log-every", 1, "--steps", STEPS,
         "-o", f"{name}.safetensors", *options,
     )  # fmt: skip
     assert "not recorded" not in result.stderr

@@ -71,8 +71,8 @@ def test_two_are_one(options: tuple[object, ...]) -> None:
     """Recorded as CUDA graphs and not; kernels for half a batch may sum in another order."""
     more = ("--steps", 6, *options)
     alone = ("train", base_file("sd1"), "images", *SMALL, "--batch-size", 4, *more)
-    succeed(*alone, "-o", "one.safetensors", "--log", "one.jsonl")
-    done = together("--batch-size", 2, *more, "-o", "two.safetensors", "--log", "two.jsonl")
+    succeed(*alone, "-o", "one.safetensors", "--log-file", "one.jsonl")
+    done = together("--batch-size", 2, *more, "-o", "two.safetensors", "--log-file", "two.jsonl")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "two.safetensors\n"
     assert "2 processes share each batch of 4 images" in done.stderr

@@ -27,7 +27,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def train(base: Path, *options: object, device: str = DEVICE, output: str = "a.safetensors") -> list[float]:
     """Train, and give the loss of every step."""
     log = Path(output).with_suffix(".jsonl")
-    logged = ("--log", log, "--log-every", 1)
+    logged = ("--log-file", log, "--log-every", 1)
     succeed("train", base, "images", *SMALL, "--device", device, *logged, "-o", output, *options)
     tensors = read(Path(output))
     assert all(tensor.isfinite().all() for tensor in tensors.values())

@@ -183,11 +183,11 @@ def test_one_writes(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = ("--steps", 3, "--validation-split", 0.5, "--sample-prompts", "prompts.txt", "--sample-every-n-steps", 3,
             "--save-every-n-steps", 2, "--cache-latents", "disk", "--cache-text", "disk")  # fmt: skip
     alone = command(
-        *more, "--batch-size", 2, "--log", "one.jsonl", "--cache-dir", "c1", output="one.safetensors"
+        *more, "--batch-size", 2, "--log-file", "one.jsonl", "--cache-dir", "c1", output="one.safetensors"
     )
     succeed(*alone)
     ours = command(
-        *more, "--batch-size", 1, "--log", "two.jsonl", "--cache-dir", "c2", output="two.safetensors"
+        *more, "--batch-size", 1, "--log-file", "two.jsonl", "--cache-dir", "c2", output="two.safetensors"
     )
     ended = run_ranks(in_folder, lycotool, ours)
     assert [process.code for process in ended] == [0, 0], ended
@@ -277,7 +277,7 @@ def test_a_loss_that_is_not_finite_in_one_process(in_folder: Path) -> None:
 def test_started_by_the_command(in_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """`--gpus 2` becomes two processes; Ctrl-C reaches both, which stop after the same step with one save."""
     arguments = command(
-        "--batch-size", 2, "--gpus", 2, "--steps", 100000, "--log", "log.jsonl", output="a.safetensors"
+        "--batch-size", 2, "--gpus", 2, "--steps", 100000, "--log-file", "log.jsonl", output="a.safetensors"
     )
 
     def interrupt() -> None:
