@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -144,8 +145,7 @@ def _bind_slot(slot: Slot, shape: Shape, sizes: dict[str, int | Shape], source: 
         if shape not in ((), (1,)):
             raise MismatchError(f"{slot.name} has shape {list(shape)}, expected one number")
         return
-    words = slot.axes.split()
-    rest = words.pop() if words and words[-1].startswith("*") else None
+    words, rest = _words_of(slot.axes)
     if len(shape) < len(words) or (rest is None and len(shape) != len(words)):
         raise mismatch()
     bound: list[tuple[str, int | Shape]] = list(zip(words, shape, strict=False))
@@ -170,6 +170,14 @@ def _bind_slot(slot: Slot, shape: Shape, sizes: dict[str, int | Shape], source: 
             where = f" in {source[word]}" if word in source else ""
             raise MismatchError(f"{word} is {_text(expected)}{where} but {_text(size)} in {slot.name}")
         source.setdefault(word, slot.name)
+
+
+@lru_cache(maxsize=256)
+def _words_of(axes: str) -> tuple[tuple[str, ...], str | None]:
+    """The words of a slot's axes, and the last one by itself where it takes the axes that are left."""
+    words = axes.split()
+    rest = words.pop() if words and words[-1].startswith("*") else None
+    return tuple(words), rest
 
 
 def _text(size: int | Shape) -> str:

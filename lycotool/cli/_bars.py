@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from typing import TYPE_CHECKING
 
-from lycotool.cli._tables import add_row, console, table_of
+from lycotool.cli._tables import Table, add_row, show_tables, table_of
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lycotool.ops._inspect_compare import Comparison
     from lycotool.ops._inspect_rows import BlockRow
     from lycotool.ops._inspect_stats import Stats
@@ -43,8 +42,8 @@ def show_bars(report: InspectReport) -> None:
             tables.append(_norms(report.blocks))
         tables.append(_decay(report.stats))
     for table in tables:
-        console().print()
-        console().print(table)
+        sys.stdout.write("\n")
+        show_tables([table])
 
 
 def _norms(blocks: list[BlockRow]) -> Table:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lycotool.cli._output import human_bytes
-from lycotool.cli._tables import add_row, console, counted, table_of
+from lycotool.cli._tables import add_row, counted, show_tables, table_of
 
 if TYPE_CHECKING:
     from lycotool.errors import LycotoolError
@@ -53,4 +53,4 @@ def show_list(rows: Sequence[Overview], errors: Sequence[LycotoolError]) -> None
         add_row(table, *cells)
     for error in errors:
         add_row(table, error.path or "?", "unreadable", error.message)
-    console().print(table)
+    show_tables([table])

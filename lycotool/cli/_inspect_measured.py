@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from lycotool.cli._tables import add_row, table_of
+from lycotool.cli._tables import Table, add_row, table_of
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lycotool.ops._findings import Finding
     from lycotool.ops._inspect_compare import Comparison, PairRow
     from lycotool.ops._inspect_stats import ModuleStats, Stats, StatsTotals

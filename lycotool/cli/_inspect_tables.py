@@ -9,21 +9,17 @@ from typing import TYPE_CHECKING
 
 from lycotool.cli._inspect_measured import comparison_tables, findings_table, stats_tables, tag_tables
 from lycotool.cli._output import Output, human_bytes
-from lycotool.cli._tables import add_row, console, counted, table_of
+from lycotool.cli._tables import Table, add_row, counted, show_tables, table_of
 from lycotool.cli._text import clean
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from lycotool.ops._inspect_rows import BlockRow, HashRow, ModuleRow
     from lycotool.ops.inspect import InspectReport
 
 
 def show(report: InspectReport, out: Output, *, metadata: bool, stats: bool, top: int) -> None:
     """Print what is known of one file."""
-    screen = console()
-    facts = table_of("", "")
-    facts.show_header = False
+    facts = table_of("", "", has_header=False)
     add_row(facts, "file", report.path)
     add_row(facts, "kind", report.kind)
     add_row(
@@ -36,21 +32,12 @@ def show(report: InspectReport, out: Output, *, metadata: bool, stats: bool, top
     if report.dialects:
         add_row(facts, "key names", ", ".join(report.dialects))
     add_row(facts, "components", counted(report.components))
-    screen.print(facts)
+    tables = [facts]
     if report.algorithms:
-        screen.print()
-        screen.print(_module_types(report))
-        screen.print()
-        screen.print(_dims(report))
-        screen.print()
-        screen.print(_verdicts(report))
-        screen.print()
-        screen.print(_loaders(report))
+        tables += [_module_types(report), _dims(report), _verdicts(report), _loaders(report)]
     shown = report.metadata if metadata else report.metadata_summary
     if shown:
-        screen.print()
-        screen.print(_metadata(shown, title="metadata" if metadata else "metadata (summary)"))
-    tables: list[Table] = []
+        tables.append(_metadata(shown, title="metadata" if metadata else "metadata (summary)"))
     if report.blocks is not None:
         tables.append(_blocks(report.blocks))
     if report.modules is not None:
@@ -64,9 +51,7 @@ def show(report: InspectReport, out: Output, *, metadata: bool, stats: bool, top
         tables += tag_tables(report.tags, top)
     if report.findings is not None:
         tables.append(findings_table(report.findings))
-    for table in tables:
-        screen.print()
-        screen.print(table)
+    show_tables(tables)
     out.warnings(report.warnings)
     for fault in report.faults:
         sys.stderr.write(clean(f"lycotool: fault: {report.path}: {fault}") + "\n")

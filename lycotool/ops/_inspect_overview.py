@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 from lycotool.algorithms import SLOT_NAMES
 from lycotool.algorithms.base import DEFAULT_READING, MismatchError
 from lycotool.algorithms.detection import detect
-from lycotool.errors import LycotoolError
+from lycotool.errors import BadInputError, LycotoolError
 from lycotool.formats.keys import parse_keys
-from lycotool.io.header import TensorInfo
-from lycotool.io.store import SafetensorsFile
+from lycotool.io.header import SplitHeader, read_split_header
 from lycotool.models.architecture import guess_architecture
 from lycotool.ops._adapter import algorithm_in_metadata
 from lycotool.ops._findings import SEVERITIES, worst
@@ -84,19 +88,9 @@ def overview(name: str, options: InspectOptions) -> Overview:
     LycotoolError
         If the file cannot be read.
     """
-    path = Path(name)
-    if options.strict:  # warnings need the whole way
-        return overview_of(inspect(name, options))
-    if name.lower().endswith(".safetensors") and path.is_file() and os.access(path, os.R_OK):
-        with contextlib.closing(SafetensorsFile(path, shown_as=name)) as file:
-            said = (
-                algorithm_in_metadata(file.metadata),
-                *(file.metadata.get(key, "") for key in _ARCHITECTURES),
-            )
-            structure = _structure(_Tensors(file.tensors), *said)
-            if structure is not None and "lora_adapter_metadata" not in file.metadata:
-                return replace(structure, path=name, bytes=file.size)
-    return overview_of(inspect(name, options))
+    # Warnings need the whole way.
+    found = _from_header(name) if name.lower().endswith(".safetensors") and not options.strict else None
+    return overview_of(inspect(name, options)) if found is None else found
 
 
 def overviews(names: Sequence[str], options: InspectOptions) -> Iterator[Overview | LycotoolError]:
@@ -132,65 +126,107 @@ def _uncollected() -> Iterator[None]:
 _ARCHITECTURES = ("modelspec.architecture", "ss_base_model_version")
 
 
-class _Tensors(Mapping[str, TensorInfo]):
-    """A header's tensors as a key: equal for headers that were parsed as one."""
-
-    __slots__ = ("tensors",)
-
-    def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:
-        self.tensors = tensors
-
-    def __getitem__(self, name: str) -> TensorInfo:
-        return self.tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def __hash__(self) -> int:
-        return id(self.tensors)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Tensors) and self.tensors is other.tensors
-
-
-@lru_cache(maxsize=64)
-def _structure(tensors: _Tensors, hint: str | None, spec: str, base_model: str) -> Overview | None:
-    """What names and shapes tell, once for files that are alike; None where a closer look is needed."""
-    keys = parse_keys(tensors.tensors, SLOT_NAMES)
-    if not keys.modules or keys.clashes or keys.orphans or keys.unknown or keys.embeddings:
+def _from_header(name: str) -> Overview | None:
+    """The line of an adapter without fault; None where a closer look is needed."""
+    path = Path(name)
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            header = read_split_header(file, size, name)
+    except (OSError, ValueError, BadInputError):
         return None
-    infos = tensors.tensors
-    if not {info.dtype for info in infos.values()} <= _PLAIN_DTYPES:
+    if header is None or "lora_adapter_metadata" in header.metadata:
         return None
-    widths: dict[str, int] = {}
-    forms: dict[tuple[str, str], int] = {}
-    for module in keys.modules.values():
-        form = _form(tuple((slot, infos[key].shape) for slot, key in module.slots.items()), hint)
+    said = [algorithm_in_metadata(header.metadata), *map(header.metadata.get, _ARCHITECTURES)]
+    identity = json.dumps([header.data_bytes, *said]) + header.text
+    mark = hashlib.sha256(identity.encode(errors="surrogatepass")).digest()
+    if mark not in _known:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[mark] = _structure(header, *said)
+    structure = _known[mark]
+    return None if structure is None else replace(structure, path=name, bytes=size)
+
+
+#: What like headers gave, by their hash: the files of a folder are often epochs of one training.
+_known: dict[bytes, Overview | None] = {}
+_MOST_KNOWN = 4096
+
+
+def _structure(
+    header: SplitHeader, hint: str | None, spec: str | None, base_model: str | None
+) -> Overview | None:
+    """What names and shapes tell; None where a closer look is needed."""
+    tensors = header.tensors()
+    plan = None if tensors is None else _plan(tuple(tensors))
+    if tensors is None or plan is None or not {info[0] for info in tensors.values()} <= _PLAIN_DTYPES:
+        return None
+    shapes: list[tuple[int, ...] | None] = [info[1] for info in tensors.values()]
+    shapes.append(None)
+    # Column by column: the first slot of every module, the second …
+    columns = [[shapes[place] for place in places] for places in plan.places]
+    modules = list(zip(plan.kinds, *columns, strict=True))
+    forms: dict[tuple[object, ...], tuple[tuple[str, str], int | None]] = {}
+    counts = Counter(modules)
+    for module in counts:
+        kind, *found = module
+        form = _form(tuple(zip(plan.slots[kind], found, strict=False)), hint)
         if form is None:
             return None
-        kind, columns = form
-        if columns is not None:
-            widths[module.name] = columns
-        forms[kind] = forms.get(kind, 0) + 1
-    kinds: dict[str, int] = {}
-    for (label, _), count in forms.items():
-        kinds[label] = kinds.get(label, 0) + count
+        forms[module] = form
+    kinds: Counter[str] = Counter()
+    for module, number in counts.items():
+        kinds[forms[module][0][0]] += number
     ordered = dict(sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
-    ranks = tuple(dict.fromkeys(rank for kind in ordered for label, rank in forms if label == kind))
-    metadata = dict(zip(_ARCHITECTURES, (spec, base_model), strict=True))
+    labels = dict.fromkeys(label for label, _ in forms.values())
+    ranks = tuple(dict.fromkeys(rank for kind in ordered for label, rank in labels if label == kind))
+    widths = {
+        name: width
+        for name, module in zip(plan.names, modules, strict=True)
+        if (width := forms[module][1]) is not None
+    }
+    metadata = {key: said or "" for key, said in zip(_ARCHITECTURES, (spec, base_model), strict=True)}
     return Overview(
         path="",
         kind="adapter",
-        architecture=guess_architecture(keys.modules, widths, metadata).name,
+        architecture=guess_architecture(plan.names, widths, metadata).name,
         types=ordered,
         ranks=ranks,
-        modules=len(keys.modules),
+        modules=len(plan.names),
         faults=0,
         bytes=0,
     )
+
+
+class _Plan(NamedTuple):
+    """The modules of files with the same keys.
+
+    ``kinds`` says by number which of ``slots`` a module has, and ``places`` where in the file the
+    first, second … of them is, for every module; one beyond the last tensor where it has no more.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[int, ...]
+    slots: tuple[tuple[str, ...], ...]
+    places: tuple[tuple[int, ...], ...]
+
+
+@lru_cache(maxsize=16)
+def _plan(names: tuple[str, ...]) -> _Plan | None:
+    """Where every module's tensors are; None where some belong to no module."""
+    keys = parse_keys(names, SLOT_NAMES)
+    if not keys.modules or keys.clashes or keys.orphans or keys.unknown or keys.embeddings:
+        return None
+    place = {name: number for number, name in enumerate(names)}
+    found = [tuple(module.slots) for module in keys.modules.values()]
+    slots = {slots: number for number, slots in enumerate(dict.fromkeys(found))}
+    places = zip_longest(
+        *([place[key] for key in module.slots.values()] for module in keys.modules.values()),
+        fillvalue=len(names),
+    )
+    return _Plan(tuple(keys.modules), tuple(slots[one] for one in found), tuple(slots), tuple(places))
 
 
 #: dtypes that need no scale beside them; the alphas of other files are looked at too.

@@ -262,10 +262,18 @@ def expand(names: Iterable[str]) -> list[str]:
 def _inside(folder: Path) -> list[str]:
     """Models below a folder, in the order of their paths."""
     found: dict[Path, None] = {}
+    whole: dict[Path, Path | None] = {folder: None}
+
+    def whole_of(parent: Path) -> Path | None:
+        """The outermost folder at or above ``parent`` that is one model."""
+        if parent not in whole:
+            outer = whole_of(parent.parent)
+            is_whole = outer is None and any((parent / name).exists() for name in _FOLDER_FILES)
+            whole[parent] = parent if is_whole else outer
+        return whole[parent]
+
     for file in sorted(folder.rglob("*.safetensors")):
-        outer = [parent for parent in file.parents if folder in parent.parents]
-        whole = [parent for parent in outer if any((parent / name).exists() for name in _FOLDER_FILES)]
-        found.setdefault(whole[-1] if whole else file)
+        found.setdefault(whole_of(file.parent) or file)
     return [str(path) for path in found]
 
 
