@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,10 @@ from lycotool.cli._text import clean
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
+
+#: What a level of a ``--json`` document stands to the right, and what closes a list at the first.
+_INDENT = "  "
+_NEXT = "\n" + _INDENT
 
 #: Raised when a key of a ``--json`` document is renamed or removed.
 SCHEMA_VERSION = 1
@@ -33,8 +37,16 @@ class Output:
 
     def document(self, document: Mapping[str, object]) -> None:
         """Print the ``--json`` object on stdout."""
-        whole = {"schema_version": SCHEMA_VERSION, **document}
-        sys.stdout.write(json.dumps(whole, indent=2, default=_plain) + "\n")
+        sys.stdout.write(json_text({"schema_version": SCHEMA_VERSION, **document}) + "\n")
+        sys.stdout.flush()
+
+    def listing(self, files: Sequence[str], errors: Sequence[Mapping[str, object]]) -> None:
+        """Print the ``--json`` object of several files, each of which is :func:`json_text` already."""
+        whole = json_text({"schema_version": SCHEMA_VERSION, "files": [], "errors": errors})
+        inside = [file.replace("\n", "\n" + 2 * _INDENT) for file in files]
+        start, rest = whole.split("[]", 1)  # that of the files, which stand first
+        lines = [f"\n{2 * _INDENT}{file}" for file in inside]
+        sys.stdout.write(f"{start}[{','.join(lines)}{_NEXT if lines else ''}]{rest}\n")
         sys.stdout.flush()
 
     def note(self, line: str) -> None:
@@ -50,6 +62,11 @@ class Output:
     def progress(self) -> ProgressBar:
         """A bar on a terminal, nothing elsewhere."""
         return ProgressBar(shown=not self.quiet and not self.json and _is_terminal())
+
+
+def json_text(document: object) -> str:
+    """JSON as ``--json`` prints it."""
+    return json.dumps(document, indent=_INDENT, default=_plain)
 
 
 def _is_terminal() -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,10 +13,11 @@ import typer
 from lycotool.cli import _options as opt
 from lycotool.cli._errors import reported
 from lycotool.cli._inspect_edit import edit, edit_options, end_with, faults
-from lycotool.cli._output import Output
+from lycotool.cli._output import Output, json_text
 from lycotool.errors import CheckError, IncompatibleError, LycotoolError, OutputError, UsageError
 
 if TYPE_CHECKING:
+    from lycotool.ops._common import Progress
     from lycotool.ops._inspect_overview import Overview
     from lycotool.ops.inspect import InspectOptions, InspectReport
 
@@ -296,7 +298,7 @@ def inspect(
     if options.stats and report.stats is None:
         raise IncompatibleError("is no adapter: only changes of weights are measured", path=names[0])
     if json_output:
-        out.document({"files": [_document(report, modules=modules)], "errors": []})
+        out.listing([json_text(_document(report, modules=modules))], [])
     else:
         from lycotool.cli._inspect_tables import show
 
@@ -333,30 +335,37 @@ def _many(
 ) -> None:
     """A line, or an error, for each of several files; in full with `--json`."""
     from lycotool.cli._inspect_list import order_of, show_list
-    from lycotool.ops._inspect_overview import overview_of, overviews
+    from lycotool.ops._inspect_overview import Overview, of_each, overview, overview_of
     from lycotool.ops.inspect import inspect as run
 
-    reports: list[InspectReport] = []
+    def whole(name: str, bar: Progress | None = None) -> tuple[Overview, str]:
+        report = run(name, options, progress=bar)
+        text = json_text(_document(report, modules=options.modules)) if out.json else ""
+        return overview_of(report), text
+
     rows: list[Overview] = []
+    texts: list[str] = []
     errors: list[LycotoolError] = []
-    if not out.json and not options.stats and options.check == "none":
-        for found in overviews(names, options):
-            if isinstance(found, LycotoolError):
-                errors.append(found)
+    found: Iterable[tuple[Overview, str] | Overview | LycotoolError]
+    with ExitStack() as shown:
+        if options.stats or options.check != "none" or options.hashes:
+            bar = shown.enter_context(out.progress())
+            found = of_each(lambda name: whole(name, bar), names, at_once=False)
+        elif out.json:
+            found = of_each(whole, names)
+        else:
+            found = of_each(lambda name: overview(name, options), names)
+        for one in found:
+            if isinstance(one, LycotoolError):
+                errors.append(one)
+            elif isinstance(one, Overview):
+                rows.append(one)
             else:
-                rows.append(found)
-        names = ()
-    with out.progress() as bar:
-        for name in names:
-            try:
-                reports.append(run(name, options, progress=bar))
-                rows.append(overview_of(reports[-1]))
-            except LycotoolError as error:
-                errors.append(error)
+                rows.append(one[0])
+                texts.append(one[1])
     order = order_of(rows, sort, reverse=reverse)
     if out.json:
-        documents = [_document(reports[number], modules=options.modules) for number in order]
-        out.document({"files": documents, "errors": faults(errors)})
+        out.listing([texts[number] for number in order], faults(errors))
     else:
         show_list([rows[number] for number in order], errors)
     end_with(errors)

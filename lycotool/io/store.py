@@ -11,10 +11,10 @@ import contextlib
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lycotool.errors import BadInputError, ResourceError
 from lycotool.io.dtypes import to_torch
@@ -174,6 +174,23 @@ class SafetensorsFile:
         except OSError as error:
             raise unreadable(error, self._shown_as, name) from error
 
+    def read_small(self, names: Sequence[str]) -> list[bytes]:
+        """The bytes of tensors of a few bytes each; whether the file changed is looked at once."""
+        found: list[bytes] = []
+        with reading(self._shown_as):
+            for name in names:
+                info = self.tensors[name]
+                buffer = bytearray(info.nbytes)
+                place = self.data_start + info.start
+                if self._read_at(place, memoryview(buffer)) != len(buffer):
+                    raise BadInputError("the file changed while it was read", path=self._shown_as, key=name)
+                if self._passing is not None:
+                    self._passing.saw(place, memoryview(buffer))
+                found.append(bytes(buffer))
+            if self._look() != self._state:
+                raise BadInputError("the file changed while it was read", path=self._shown_as)
+        return found
+
     def _look(self) -> tuple[int, int]:
         """What tells that the file was written to: its size, and when."""
         found = os.fstat(self._file.fileno())
@@ -219,8 +236,7 @@ def unreadable(error: OSError, path: str | Path, key: str | None = None) -> BadI
     return BadInputError(f"cannot be read: {reason_of(error)}", path=path, key=key)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Where one tensor of a store lives."""
 
     file: TensorFile
@@ -287,7 +303,8 @@ class TensorStore:
 
     def info(self, name: str) -> TensorInfo:
         """The header's entry for ``name``."""
-        return self.entries[name].info
+        file, inside = self.entries[name]
+        return file.tensors[inside]
 
     def chunks(self, name: str) -> Iterator[memoryview]:
         """The tensor's raw bytes, in pieces."""
@@ -339,6 +356,27 @@ class TensorStore:
         if info.dtype not in _SCALAR_FORMATS:
             raise BadInputError(f"is {info.dtype}, expected a number", path=self.path, key=name)
         return float(struct.unpack(_SCALAR_FORMATS[info.dtype], raw)[0])
+
+    def scalars(self, names: Iterable[str]) -> dict[str, float]:
+        """:meth:`scalar` of those that are plain numbers in safetensors files, read together.
+
+        Raises
+        ------
+        BadInputError
+            If a file cannot be read, or changed.
+        """
+        wanted: dict[SafetensorsFile, list[str]] = {}
+        for name in names:
+            file, inside = self.entries[name]
+            info = file.tensors[inside]
+            if isinstance(file, SafetensorsFile) and info.dtype in _SCALAR_FORMATS and info.numel == 1:
+                wanted.setdefault(file, []).append(name)
+        found: dict[str, float] = {}
+        for file, some in wanted.items():
+            inside_names = [self.entries[name].name for name in some]
+            for name, inside, raw in zip(some, inside_names, file.read_small(inside_names), strict=True):
+                found[name] = float(struct.unpack(_SCALAR_FORMATS[file.tensors[inside].dtype], raw)[0])
+        return found
 
 
 _SCALAR_FORMATS: Mapping[str, str] = {

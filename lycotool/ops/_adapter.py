@@ -166,9 +166,11 @@ def read_adapter(store: TensorStore, *, reading: Reading = DEFAULT_READING) -> A
     hint = algorithm_in_metadata(store.metadata)
     modules: dict[str, AdapterModule] = {}
     faults: list[LycotoolError] = []
+    alphas = _alphas(store, keys)
+    numbers: dict[tuple[int, float | None], tuple[Detected, Dims]] = {}
     for module in keys.modules.values():
         try:
-            found = _recognise(store, module, scales, reading, hint)
+            found = _recognise(store, module, scales, reading, hint, alphas, numbers)
             if keys.spelling == "hcp" and found.dims.alpha is not None:  # what it stores is c itself
                 found = replace(found, dims=replace(found.dims, scale=found.dims.alpha))
             modules[module.name] = found
@@ -209,27 +211,52 @@ def _scales(store: TensorStore) -> Mapping[str, PeftScales]:
     return scales_from_metadata(store.metadata, store.path)
 
 
+def _alphas(store: TensorStore, keys: AdapterKeys) -> Mapping[str, float]:
+    """Stored alphas by key, without those that a module by itself has to complain about."""
+    names = [key for module in keys.modules.values() if (key := module.slots.get("alpha")) is not None]
+    try:
+        return store.scalars(names)
+    except BadInputError:  # every module says so
+        return {}
+
+
 def _recognise(
     store: TensorStore,
     module: ModuleKeys,
     scales: Mapping[str, PeftScales],
     reading: Reading,
     hint: str | None,
+    alphas: Mapping[str, float],
+    numbers: dict[tuple[int, float | None], tuple[Detected, Dims]],
 ) -> AdapterModule:
-    for slot, key in module.slots.items():
-        _check_dtype(store, slot, key)
-    detected = detect(
-        {slot: store.info(key).shape for slot, key in module.slots.items()}, algorithm_hint=hint
-    )
-    alpha = store.scalar(module.slots["alpha"]) if "alpha" in module.slots else None
-    if alpha is not None and not math.isfinite(alpha):
-        raise NumericError(f"alpha is {alpha}", path=store.path, key=module.slots["alpha"])
-    dims = detected.algorithm.dims(detected.layout, detected.sizes, alpha, reading)
+    """One module.
+
+    Parameters
+    ----------
+    numbers
+        What modules of one form and alpha came to, which are hundreds: by the number of the form,
+        which is held so that the number is not used again.
+    """
+    slots = module.slots
+    infos = {slot: store.info(key) for slot, key in slots.items()}
+    for slot, info in infos.items():
+        if info.dtype not in FLOATING or slot in _INTEGER_SLOTS:
+            _check_dtype(store, slot, slots[slot])
+    detected = detect({slot: info.shape for slot, info in infos.items()}, algorithm_hint=hint)
+    alpha = None
+    if (key := slots.get("alpha")) is not None:
+        alpha = alphas[key] if key in alphas else store.scalar(key)
+        if not math.isfinite(alpha):
+            raise NumericError(f"alpha is {alpha}", path=store.path, key=key)
+    same = id(detected), alpha
+    if same not in numbers:
+        numbers[same] = detected, detected.algorithm.dims(detected.layout, detected.sizes, alpha, reading)
+    dims = numbers[same][1]
     if alpha is None:
         for prefix, configured in scales.items():
             if module.name.startswith(prefix):
                 dims = replace(dims, scale=configured.scale(module.name.removeprefix(prefix)))
-    return AdapterModule(module.name, module.slots, detected, dims)
+    return AdapterModule(module.name, slots, detected, dims)
 
 
 def _check_dtype(store: TensorStore, slot: str, key: str) -> None:

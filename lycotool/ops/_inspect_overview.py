@@ -8,12 +8,12 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from lycotool.algorithms import SLOT_NAMES
 from lycotool.algorithms.base import DEFAULT_READING, MismatchError
@@ -26,6 +26,8 @@ from lycotool.ops._adapter import algorithm_in_metadata
 from lycotool.ops._findings import SEVERITIES, worst
 from lycotool.ops._forked import mapped
 from lycotool.ops.inspect import InspectOptions, InspectReport, inspect
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +95,35 @@ def overview(name: str, options: InspectOptions) -> Overview:
     return overview_of(inspect(name, options)) if found is None else found
 
 
-def overviews(names: Sequence[str], options: InspectOptions) -> Iterator[Overview | LycotoolError]:
-    """The line of each file, or why there is none, in order; on several processors where files are many."""
+def of_each(
+    work: Callable[[str], Result], names: Sequence[str], *, at_once: bool = True
+) -> Iterator[Result | LycotoolError]:
+    """What ``work`` makes of each file, or why it fails, in order.
 
-    def attempt(name: str) -> Overview | None:
+    Parameters
+    ----------
+    at_once
+        Use several processors where files are many. For work that only reads headers: torch has
+        threads, beside which no copy of the process can be made.
+    """
+    if not at_once:
+        for name in names:
+            try:
+                yield work(name)
+            except LycotoolError as error:
+                yield error
+        return
+
+    def attempt(name: str) -> Result | None:
         try:
-            return overview(name, options)
+            return work(name)
         except LycotoolError:
             return None
 
     with _uncollected():
         for name, found in zip(names, mapped(attempt, names), strict=True):
             try:
-                yield overview(name, options) if found is None else found
+                yield work(name) if found is None else found
             except LycotoolError as error:
                 yield error
 

@@ -139,9 +139,21 @@ def labels_of(adapter: Adapter) -> BlockLabels | None:
     from lycotool.models.block_weights import BlockLabels
     from lycotool.models.families.locate import guess_families
 
-    widths = {name: c for name, m in adapter.modules.items() if (c := outline(m)[1]) is not None}
-    families = guess_families(adapter.modules, widths, adapter.store.metadata)
+    families = guess_families(adapter.modules, widths_of(adapter), adapter.store.metadata)
     return BlockLabels(families[0]) if families else None
+
+
+def widths_of(adapter: Adapter) -> dict[str, int]:
+    """Input widths of the modules whose tensors tell them."""
+    by_form: dict[int, int | None] = {}
+    widths: dict[str, int] = {}
+    for name, module in adapter.modules.items():
+        form = id(module.detected)
+        if form not in by_form:
+            by_form[form] = outline(module)[1]
+        if (width := by_form[form]) is not None:
+            widths[name] = width
+    return widths
 
 
 def block_rows(adapter: Adapter, norms: Mapping[str, float] | None = None) -> list[BlockRow]:
@@ -184,10 +196,15 @@ def component_of(name: str) -> str:
 
 def count(values: Iterable[str]) -> dict[str, int]:
     """How often each value occurs, in the order of their first occurrence."""
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return counts
+    return dict(Counter(values))
+
+
+def _added(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Numbers by name, added up where two values have one name."""
+    total: dict[str, int] = {}
+    for name, number in counts:
+        total[name] = total.get(name, 0) + number
+    return total
 
 
 def algorithm_rows(modules: Iterable[AdapterModule]) -> list[AlgorithmRow]:
@@ -202,14 +219,18 @@ def algorithm_rows(modules: Iterable[AdapterModule]) -> list[AlgorithmRow]:
 def _algorithm_row(label: str, modules: Sequence[AdapterModule]) -> AlgorithmRow:
     detected = modules[0].detected
     merge, resize = detected.merge_rule, detected.resize_rule
+    ranks = Counter(module.dims.rank for module in modules)
+    alphas = Counter(module.dims.alpha for module in modules)
     return AlgorithmRow(
         type=label,
         algorithm=detected.algorithm.name,
         layouts=count(module.detected.layout.name for module in modules),
         modules=len(modules),
         components=count(component_of(module.name) for module in modules),
-        rank=count("full" if m.dims.rank is None else str(m.dims.rank) for m in modules),
-        alpha=count("none" if m.dims.alpha is None else f"{m.dims.alpha:g}" for m in modules),
+        rank={"full" if rank is None else str(rank): number for rank, number in ranks.items()},
+        alpha=_added(
+            (("none" if alpha is None else f"{alpha:g}"), number) for alpha, number in alphas.items()
+        ),
         use_conv_cp=detected.layout.use_conv_cp,
         dora_axis=detected.dora_axis,
         needs_base=detected.needs_base,
@@ -225,7 +246,15 @@ def _algorithm_row(label: str, modules: Sequence[AdapterModule]) -> AlgorithmRow
 
 def loader_rows(adapter: Adapter) -> list[LoaderRow]:
     """One row for each program."""
-    kinds = Counter(kind_of(adapter, module) for module in adapter.modules.values())
+    forms: dict[tuple[str, int], AdapterModule] = {}
+    alike: Counter[tuple[str, int]] = Counter()
+    for module in adapter.modules.values():
+        form = dialect_of(module.name, adapter.keys), id(module.detected)
+        forms[form] = module
+        alike[form] += 1
+    kinds: Counter[ModuleKind] = Counter()
+    for form, number in alike.items():
+        kinds[kind_of(adapter, forms[form])] += number
     rows = []
     for loader in LOADERS:
         reasons: Counter[str | None] = Counter()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -36,9 +37,9 @@ from lycotool.ops._inspect_rows import (
     hash_rows,
     loader_rows,
     module_row,
+    widths_of,
 )
 from lycotool.ops._metadata_keys import JSON_KEYS
-from lycotool.ops._render import outline
 
 if TYPE_CHECKING:
     from lycotool.ops._findings import Finding
@@ -286,15 +287,13 @@ def _is_model_folder(path: Path) -> bool:
 
 
 def _report(store: TensorStore, adapter: Adapter | None) -> InspectReport:
-    infos = [entry.info for entry in store.entries.values()]
+    infos = [file.tensors[name] for file, name in store.entries.values()]
     metadata = {key: _decoded(key, value) for key, value in sorted(store.metadata.items())}
     if adapter is None:
         guess = guess_checkpoint(store.shapes, store.metadata)
         components = count(COMPONENT_NAMES[split_path(key)[0]] for key in store.entries)
     else:
-        widths = {
-            name: c for name, module in adapter.modules.items() if (c := outline(module)[1]) is not None
-        }
+        widths = widths_of(adapter)
         guess = guess_architecture(adapter.keys.modules, widths, store.metadata)
         components = count(map(component_of, adapter.keys.modules))
     return InspectReport(
@@ -302,7 +301,7 @@ def _report(store: TensorStore, adapter: Adapter | None) -> InspectReport:
         kind="adapter" if adapter is not None else "checkpoint" if store.entries else "empty",
         bytes=sum(path.stat().st_size for path in store.files),
         tensors=len(infos),
-        parameters=sum(info.numel for info in infos),
+        parameters=sum(map(math.prod, (info.shape for info in infos))),
         dtypes=dict(sorted(count(info.dtype for info in infos).items())),
         architecture=guess.name,
         architecture_evidence=guess.evidence,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,44 @@ def test_what_shows_one_file_is_refused_for_several(option: str) -> None:
     assert result.exit_code == 2
     assert f"`{option}` shows one FILE; of 2 it goes with `--json`" in result.stderr
     assert run("inspect", *files, option, "--json").exit_code == 0
+
+
+@pytest.mark.parametrize("option", [[], ["--sort", "size", "--reverse"], ["--modules", "--blocks", "--tags"]])
+def test_many_files_are_described_as_each_by_itself(option: list[str], tmp_path: Path) -> None:
+    """In a process of its own, which has no torch and so shares the files out among copies of itself."""
+    for number in range(100):
+        rank = 1 + number % 7
+        alike = lora(rank=rank, alpha=None if number % 5 == 0 else float(number % 3))
+        write(tmp_path / f"{number:03}.safetensors", alike, {"ss_output_name": f"ä {number}\n"})
+    (tmp_path / "050.safetensors").write_bytes(b"")
+    command = [sys.executable, "-m", "lycotool", "inspect", str(tmp_path), "--json", *option]
+    told = subprocess.run(command, capture_output=True, check=False)
+    assert told.returncode == 3
+    found = json.loads(told.stdout)
+    assert told.stdout.decode() == json.dumps(found, indent=2) + "\n"
+    alone = [option for option in option if option not in ("--sort", "size", "--reverse")]
+    each = []
+    for path in sorted(tmp_path.glob("*.safetensors")):
+        if path.name != "050.safetensors":
+            each += json.loads(succeed("inspect", path, "--json", *alone).stdout)["files"]
+    if "--sort" in option:
+        each.sort(key=lambda file: -file["bytes"])
+    assert found["files"] == each
+    assert [error["exit_code"] for error in found["errors"]] == [3]
+
+
+def test_like_headers_are_told_apart_by_what_they_say(tmp_path: Path) -> None:
+    """What one file gave is used for the next only where both say the same."""
+    for name, metadata in {
+        "a": {},
+        "b": {"ss_base_model_version": "sdxl_base_v1-0"},
+        "c": {"ss_network_module": "networks.dylora"},
+        "d": {},
+    }.items():
+        write(tmp_path / f"{name}.safetensors", lora("lora_unet_x"), metadata)
+    lines = [line.split(None, 1)[1] for line in succeed("inspect", tmp_path).stdout.splitlines()[1:]]
+    assert lines[0].split("  ")[0] == lines[3].split("  ")[0] == "adapter"
+    assert "SDXL" in lines[1]
+    assert "dylora" in lines[2]
+    assert "SDXL" not in lines[0] + lines[2] + lines[3]
+    assert "dylora" not in lines[0] + lines[1] + lines[3]
