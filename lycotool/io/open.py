@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lycotool.errors import BadInputError, IncompatibleError, ResourceError, UnsafeError, UsageError
 from lycotool.io.nearest import nearest_file
-from lycotool.io.pickles import PickleFile, is_pickle
 from lycotool.io.preflight import reason_of
 from lycotool.io.store import Entry, SafetensorsFile, TensorFile, TensorStore, unreadable
 
@@ -106,14 +105,17 @@ def _open_file(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorFile:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise BadInputError("not a regular file", path=shown_as)
-        if path.suffix.lower() != ".safetensors" and is_pickle(path):
-            if allow_pickle:
-                return PickleFile(path)
-            raise UnsafeError(
-                "this is a PyTorch pickle, which can run code when it is read",
-                path=shown_as,
-                hint="convert it to safetensors, or use `--allow-pickle` to read plain tensors only",
-            )
+        if path.suffix.lower() != ".safetensors":
+            from lycotool.io.pickles import PickleFile, is_pickle
+
+            if is_pickle(path):
+                if allow_pickle:
+                    return PickleFile(path)
+                raise UnsafeError(
+                    "this is a PyTorch pickle, which can run code when it is read",
+                    path=shown_as,
+                    hint="convert it to safetensors, or use `--allow-pickle` to read plain tensors only",
+                )
         return SafetensorsFile(path, shown_as=shown_as)
     except OSError as error:
         raise unreadable(error, shown_as) from None

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from lycotool.cli._tables import add_row, show_tables, table_of
-from lycotool.cli._text import clean
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-cells = st.text(st.characters(codec="utf-8"), max_size=12) | st.integers() | st.sampled_from(["", "日本", "é", "  "])
+from lycotool.cli._tables import add_row, show_tables, table_of
+from lycotool.cli._text import clean
+
+cells = (
+    st.text(st.characters(codec="utf-8"), max_size=12)
+    | st.integers()
+    | st.sampled_from(["", "日本", "é", "  "])
+)
 
 
 def by_rich(headings: list[str], rows: list[list[object]], *, has_header: bool) -> list[str]:
@@ -28,6 +33,7 @@ def by_rich(headings: list[str], rows: list[list[object]], *, has_header: bool) 
     return [line.rstrip(" ") for line in out.getvalue().split("\n")[:-1]]
 
 
+@settings(deadline=None)
 @given(
     headings=st.lists(st.sampled_from(["file", "", "‖ΔW‖₂", "loads in"]), min_size=1, max_size=4),
     rows=st.lists(st.lists(cells, min_size=1, max_size=4), max_size=4),
