@@ -15,7 +15,6 @@ from lycotool.algorithms.oft import (
     ORTHOGONAL_ARGUMENTS,
     RESCALE,
     bound_of,
-    cost,
     dims,
     gain_of,
     orthogonal_rule,
@@ -33,14 +32,14 @@ from lycotool.algorithms.training import (
     on_rows,
     zeros,
 )
+from lycotool.lazy import torch
 from lycotool.linalg.factorization import butterfly_factorization
-from lycotool.linalg.rotations import cayley_minus_identity, from_butterfly, rotate_blocks, to_butterfly
+from lycotool.linalg.rotations import butterfly_blocks, cayley_minus_identity, rotate_runs, rotate_stage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lycotool.algorithms.layer import TrainableLayer
-    from lycotool.lazy import torch
 
 
 def _stages_fit(sizes: Sizes) -> bool:
@@ -60,30 +59,58 @@ BUTTERFLY = Layout(
 )
 
 
+def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
+    """``rescale ∘ R_m … R_1 W - W``, stage by stage."""
+    if base is None:
+        raise ValueError("boft needs the base weight")
+    rows = base.flatten(1)
+    change = torch.zeros_like(rows)  # R_i … R_1 W - W, which keeps the digits of small turns
+    for stage, turn in enumerate(_turns(module)):
+        change = change + rotate_stage(turn, rows + change, stage)
+    return with_gain(gain_of(module), change, rows).reshape(shape)
+
+
+def _turns(module: Bound) -> Tensor:
+    """``R_i - I`` by stages and blocks."""
+    return cayley_minus_identity(module["oft_blocks"], bound_of(module, rows_of(module)))
+
+
 def operands(module: Bound) -> Operands:
-    """``R_i - I`` by stages and blocks, and the gain of the rows."""
-    turns = cayley_minus_identity(module["oft_blocks"], bound_of(module, rows_of(module)))
-    return {"turns": turns, **gain_of(module)}
+    """``R_k … R_1 - I`` and ``R_m … R_k+1 - I``, each by its blocks, and the gain of the rows.
+
+    Every stage copies all it rotates, so training has two, of larger blocks, where the file has ``m``.
+    With k about m / 2 the blocks stay small beside the weight: for 1280 rows in 8 stages
+    of blocks of 10 they have 80 rows.
+    """
+    turns = _turns(module)
+    first = _stages_at_once(turns.shape[0])
+    found = {"near": butterfly_blocks(turns[:first], 0)}
+    if first < turns.shape[0]:
+        found["far"] = butterfly_blocks(turns[first:], first)
+    return {**found, **gain_of(module)}
+
+
+def _stages_at_once(stages: int) -> int:
+    """How many of the first stages are one in training."""
+    return (stages + 1) // 2
 
 
 def change_of_rows(operands: Operands, rows: Tensor) -> Tensor:
-    """``rescale ∘ R_m … R_1 rows - rows``."""
-    change: Tensor | None = None  # R_i … R_1 rows - rows, which keeps the digits of small turns
-    for stage, turn in enumerate(operands["turns"]):
-        block = turn.shape[-1]
-        turned = rows if change is None else rows + change
-        step = from_butterfly(rotate_blocks(turn, to_butterfly(turned, block, stage)), block, stage)
-        change = step if change is None else change + step
-    if change is None:
-        raise ValueError("a butterfly has stages")
+    """``rescale ∘ R_m … R_1 rows - rows``, of :func:`operands`."""
+    near = operands["near"]
+    change = rotate_runs(near, rows, near.shape[-1])
+    if "far" in operands:
+        far = operands["far"]
+        change = change + rotate_runs(far, rows + change, near.shape[-1] // far.shape[1])
     return with_gain(operands, change, rows)
 
 
-def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
-    """``rescale ∘ R_m … R_1 W - W``."""
-    if base is None:
-        raise ValueError("boft needs the base weight")
-    return change_of_rows(operands(module), base.flatten(1)).reshape(shape)
+def cost(sizes: Sizes, layer: TrainableLayer) -> int:
+    """The elements of the blocks of :func:`operands`."""
+    stages, half = size_of("stages")(sizes), size_of("block")(sizes) // 2
+    first = _stages_at_once(stages)
+    widths = [half << count for count in (first, stages - first) if count]
+    return size_of("blocks", "block")(sizes) * sum(widths)
 
 
 def init(layer: TrainableLayer, arguments: Arguments, generator: torch.Generator) -> Start:

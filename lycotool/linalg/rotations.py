@@ -61,3 +61,66 @@ def to_butterfly(rows: Tensor, block: int, stage: int) -> Tensor:
 def from_butterfly(rows: Tensor, block: int, stage: int) -> Tensor:
     """The inverse of :func:`to_butterfly`."""
     return torch.unflatten(rows, 0, (-1, 2**stage * (block // 2), 2)).transpose(1, 2).flatten(0, 2)
+
+
+def rotate_stage(turns: Tensor, rows: Tensor, stage: int) -> Tensor:
+    """Multiply rows, in the order of a stage of a butterfly, by its blocks ``(n, b, b)``."""
+    block = turns.shape[-1]
+    return from_butterfly(rotate_blocks(turns, to_butterfly(rows, block, stage)), block, stage)
+
+
+def butterfly_blocks(turns: Tensor, first: int) -> Tensor:
+    """``R_l … R_k - I`` of successive stages, which is block-diagonal in the order of :func:`rotate_runs`.
+
+    In runs of half a block, stage ``i`` mixes those whose numbers differ in bit ``i``. So stages ``k``
+    to ``l`` mix those that differ in these bits alone, as the first stages do on fewer rows. Blocks
+    double from stage to stage, and the work is twice that of the last one.
+
+    Parameters
+    ----------
+    turns
+        ``R_i - I`` of the stages, ``(stages, n, b, b)``.
+    first
+        The number k of the first of them.
+
+    Returns
+    -------
+    Tensor
+        ``(n·b / (2^first · B), 2^first, B, B)`` with ``B = 2^(stages - 1) · b``.
+    """
+    stages, _, b, _ = turns.shape
+    alone = torch.unflatten(turns, 1, (-1, 2 ** (stages - 1), 2**first)).movedim(3, 2)
+    among, apart = alone.shape[1:3]
+    alone = alone.flatten(1, 3)
+    found = alone.new_zeros(2 * alone.shape[1], b // 2, b // 2)
+    for stage in range(stages):
+        size = 2**stage * b
+        pairs = torch.diag_embed(
+            torch.unflatten(found, 0, (-1, 2)).movedim(1, -1)
+        )  # (.., row, column, half, half)
+        change = pairs.permute(0, 3, 1, 4, 2).reshape(-1, size)
+        identity = torch.eye(size, dtype=change.dtype, device=change.device)
+        turned = change + identity.repeat(change.shape[0] // size, 1)
+        found = (change + rotate_stage(alone[stage], turned, stage)).reshape(-1, size, size)
+    return torch.unflatten(found, 0, (among, apart))
+
+
+def rotate_runs(blocks: Tensor, rows: Tensor, run: int) -> Tensor:
+    """Multiply rows by blocks, each of them made of runs that lie equally far apart.
+
+    Parameters
+    ----------
+    blocks
+        ``(m, apart, B, B)``: of ``apart`` blocks that lie in one another, the runs follow in turn.
+    rows
+        ``(m·apart·B, columns)``.
+    run
+        Rows that stay together.
+    """
+    among, apart, size, _ = blocks.shape
+    if apart == 1:
+        return rotate_blocks(blocks.flatten(0, 1), rows)
+    runs = size // run
+    ordered = torch.unflatten(rows, 0, (among, runs, apart, run)).transpose(1, 2).flatten(0, 3)
+    turned = rotate_blocks(blocks.flatten(0, 1), ordered)
+    return torch.unflatten(turned, 0, (among, apart, runs, run)).transpose(1, 2).flatten(0, 3)

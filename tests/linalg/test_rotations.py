@@ -6,7 +6,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lycotool.linalg.rotations import cayley_minus_identity, from_butterfly, rotate_blocks, to_butterfly
+from lycotool.linalg.rotations import (
+    butterfly_blocks,
+    cayley_minus_identity,
+    from_butterfly,
+    rotate_blocks,
+    rotate_runs,
+    rotate_stage,
+    to_butterfly,
+)
 
 EPS = np.finfo(np.float64).eps
 seeds = st.integers(min_value=0, max_value=2**32 - 1)
@@ -148,3 +156,35 @@ def test_the_order_for_eight_rows_in_blocks_of_four(stage: int, expected: list[i
 
 def test_blocks_of_two_need_no_reordering_at_first() -> None:
     assert butterfly_order(6, 2, 0).tolist() == list(range(6))
+
+
+@fifty
+@given(
+    half=st.integers(1, 3), stages=st.integers(1, 5), multiple=st.integers(1, 3), share=st.integers(0, 4),
+    seed=seeds,
+)  # fmt: skip
+def test_stages_at_once(half: int, stages: int, multiple: int, share: int, seed: int) -> None:
+    """In float64; each of at most five stages rounds sums of at most 96 products of numbers of order one."""
+    rows = multiple * 2**stages * half
+    first = share % stages
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randn(stages, rows // (2 * half), 2 * half, 2 * half, generator=generator).double()
+    turns = cayley_minus_identity(made, 0.0)
+    x = torch.randn(rows, 3, generator=generator).double()
+    stepped = x
+    for stage in range(first, stages):
+        stepped = stepped + rotate_stage(turns[stage], stepped, stage)
+
+    blocks = butterfly_blocks(turns[first:], first)
+    assert blocks.shape == (multiple, 2**first, *[2 ** (stages - first) * half] * 2)
+    at_once = x + rotate_runs(blocks, x, half if first else blocks.shape[-1])
+
+    torch.testing.assert_close(at_once, stepped, rtol=0, atol=1e-12)
+
+
+def test_a_small_turn_keeps_its_digits() -> None:
+    """``R - I`` is made without ``R``: in float32 turns of 1e-6 keep six digits of it."""
+    made = 1e-6 * torch.randn(3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    rough = butterfly_blocks(cayley_minus_identity(made, 0.0), 0).double()
+    exact = butterfly_blocks(cayley_minus_identity(made.double(), 0.0), 0)
+    assert float((rough - exact).norm() / exact.norm()) < 1e-6
