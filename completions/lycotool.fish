@@ -148,6 +148,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -l precision -d 'Of 
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l vae-precision -d 'Of the VAE' -x -a 'fp32 bf16 fp16'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l base-dtype -d 'Hold the frozen weights of layers in 8 bits' -x -a 'fp8 int8'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l gradient-checkpointing -l no-gradient-checkpointing -d 'Compute activations again for the gradient'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l shard-optimizer -l no-shard-optimizer -d 'Shard the optimizer over the processes of --gpus, each of which keeps …'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l cuda-graphs -l no-cuda-graphs -d 'Record a step on a GPU once for each shape of a batch, and replay it'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l triton -l no-triton -d 'Own kernels for norms and gated activations on an NVIDIA GPU in half …'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l save-every-n-steps -d 'Also save the adapter every so many steps' -x

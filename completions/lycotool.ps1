@@ -176,6 +176,8 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--base-dtype' = @{ Help = 'Hold the frozen weights of layers in 8 bits'; Value = @{ Words = @('fp8', 'int8'); Endings = $null; Path = $false } }
       '--gradient-checkpointing' = @{ Help = 'Compute activations again for the gradient'; Value = $null }
       '--no-gradient-checkpointing' = @{ Help = 'Compute activations again for the gradient'; Value = $null }
+      '--shard-optimizer' = @{ Help = "Shard the optimizer over the processes of --gpus, each of which keeps $([char]0x2026)"; Value = $null }
+      '--no-shard-optimizer' = @{ Help = "Shard the optimizer over the processes of --gpus, each of which keeps $([char]0x2026)"; Value = $null }
       '--cuda-graphs' = @{ Help = 'Record a step on a GPU once for each shape of a batch, and replay it'; Value = $null }
       '--no-cuda-graphs' = @{ Help = 'Record a step on a GPU once for each shape of a batch, and replay it'; Value = $null }
       '--triton' = @{ Help = "Own kernels for norms and gated activations on an NVIDIA GPU in half $([char]0x2026)"; Value = $null }

@@ -177,6 +177,26 @@ class World:
             with _connected():
                 torch.distributed.all_reduce(tensor, group=self._tensors)
 
+    def add_up_parts(self, whole: Tensor, own: Tensor) -> None:
+        """Put into ``own`` this process's part of the sum of everyone's ``whole``, of which it may be that part.
+
+        Parameters
+        ----------
+        whole
+            A vector of as many elements for each process.
+        own
+            The elements of this one, ``(whole.numel() / size,)``.
+        """
+        if self.size > 1:
+            with _connected():
+                torch.distributed.reduce_scatter_tensor(own, whole, group=self._tensors)
+
+    def join_parts(self, whole: Tensor, own: Tensor) -> None:
+        """Put everyone's ``own`` into ``whole`` by rank; the reverse of :meth:`add_up_parts`."""
+        if self.size > 1:
+            with _connected():
+                torch.distributed.all_gather_into_tensor(whole, own, group=self._tensors)
+
 
 @contextlib.contextmanager
 def joined(device: str = "auto") -> Iterator[World]:

@@ -23,6 +23,7 @@ from lycotool.training.loop import Run
 from lycotool.training.loss_scale import LossScale
 from lycotool.training.observe import Observer
 from lycotool.training.optimizers.fused_stepper import FusedStepper
+from lycotool.training.optimizers.sharded_stepper import ShardedStepper
 from lycotool.training.optimizers.stepper import Group, Stepper
 from lycotool.training.options import ScheduleOptions, TrainOptions
 from lycotool.training.prompts import read_prompts
@@ -52,8 +53,7 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
     schedule = schedule_of(options.schedule, ready.plan.steps)
     if options.optimizer.fused_backward and ready.world.size > 1:
         raise UsageError("--fused-backward is for one GPU: several add up all gradients together")
-    make_stepper = FusedStepper if options.optimizer.fused_backward else Stepper
-    stepper = make_stepper(groups_of(ready), options.optimizer.optimizer, options.optimizer.optimizer_arg)
+    stepper = _stepper(ready)
     if options.compute.base_dtype is not None:  # asked for where memory is scarce: the VAE needs it first
         send_away(base, base.unet)
     latents = latents_of(options, base, ready.dataset, observer, ready.world)
@@ -99,6 +99,16 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
         and base.device.type == "cuda"
         and not options.optimizer.fused_backward,
     )
+
+
+def _stepper(ready: Trainable) -> Stepper:
+    options = ready.options.optimizer
+    groups, name, arguments = groups_of(ready), options.optimizer, options.optimizer_arg
+    if options.fused_backward:
+        return FusedStepper(groups, name, arguments)
+    if ready.options.compute.shard_optimizer:
+        return ShardedStepper(groups, name, arguments, ready.world)
+    return Stepper(groups, name, arguments)
 
 
 def input_maker(

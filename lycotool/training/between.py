@@ -144,9 +144,9 @@ class Between:
         return paths
 
     def _write_state(self, done: int) -> None:
+        tensors, rest = state_of(self._run)  # in all processes, which may each have a part of it
         if not self._writes:
             return
-        tensors, rest = state_of(self._run)
         rest |= {"identity": self._identity, "saves": self._saver.written}
         write_state(self._state_folder, State(done, tensors, rest))
 

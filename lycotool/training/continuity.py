@@ -25,6 +25,7 @@ _FREE = frozenset(
         "cache_text",
         "cache_dir",
         "gpus",
+        "shard_optimizer",
         "validation_seed",
         "gradient_checkpointing",
     }

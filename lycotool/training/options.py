@@ -231,6 +231,11 @@ class ComputeOptions:
         "Compute activations again for the gradient: less memory, more time; by default where a run does not fit into the GPU without it.",
         kohya="gradient_checkpointing",
     )
+    shard_optimizer: bool | None = option(
+        None,
+        _COMPUTE,
+        "Shard the optimizer over the processes of `--gpus`, each of which keeps its state for a part of the parameters: less memory; by default from 256 million trained numbers on.",
+    )
     cuda_graphs: bool = option(
         True,
         _COMPUTE,

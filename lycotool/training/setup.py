@@ -23,6 +23,7 @@ from lycotool.training.data.reading import read_dataset
 from lycotool.training.memory.available import available_memory
 from lycotool.training.network import Network
 from lycotool.training.network_options import trainable
+from lycotool.training.optimizers.sharded_stepper import can_shard
 from lycotool.training.options import TrainOptions
 from lycotool.training.plan import Plan
 from lycotool.training.presets import Preset, read_preset
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 from lycotool.training.checks import check_options
 
 Precision = Literal["bf16", "fp16", "fp32"]
+
+#: Trained numbers from which on sharding the optimizer saves gigabytes; adapters are far below.
+_SHARDED_FROM = 2**28
 
 #: What a VAE is allowed for images of 1024² and more, where it is weighed whether all models fit.
 _ENCODING_BYTES = 6 * 2**30
@@ -103,6 +107,7 @@ def prepare(
     preset = read_preset(options.network.preset)
     optimizer = check_options(options)
     world = world or World(0, 1, resolve_device(options.compute.device))
+    _check_sharding(options, world)
     device = world.device
     precision = _precision(options.compute.precision, device)
     options = replace(options, compute=replace(options.compute, precision=precision))
@@ -135,6 +140,10 @@ def prepare(
     )
     network.to(base.device)
     network.part = world.rank
+    shards = _shards(options, world, network)
+    if shards and options.compute.shard_optimizer is None:
+        notes = (*notes, f"the optimizer is sharded over {world.size} processes")
+    options = replace(options, compute=replace(options.compute, shard_optimizer=shards))
     used = set(network.components)
     lrs = {component: lr for component, lr in lrs.items() if component in used}
     return Trainable(
@@ -163,6 +172,27 @@ def _in_eight_bits(base: BaseModel, kind: BaseDtype | None, *, texts: bool) -> t
         hold_in_eight_bits(network, kind, base.device).describe(name, kind)
         for name, network in networks.items()
     )
+
+
+def _check_sharding(options: TrainOptions, world: World) -> None:
+    if not options.compute.shard_optimizer:
+        return
+    if world.size == 1:
+        raise UsageError("--shard-optimizer is for several processes", hint="`--gpus N`")
+    name = options.optimizer.optimizer
+    if not can_shard(name):
+        raise UsageError(
+            f"--shard-optimizer: a step of {name} needs all parameters together",
+            hint="`--optimizer adamw`, lion or sgd",
+        )
+
+
+def _shards(options: TrainOptions, world: World, network: Network) -> bool:
+    """Whether each process keeps the optimizer's state for a part of the parameters."""
+    asked = options.compute.shard_optimizer
+    if asked is not None or world.size == 1 or not can_shard(options.optimizer.optimizer):
+        return bool(asked)
+    return sum(parameter.numel() for parameter in network.parameters()) >= _SHARDED_FROM
 
 
 def _place_of_unet(options: TrainOptions, device: torch.device, weights: int) -> torch.device:

@@ -5,7 +5,7 @@
 Builds SD 1.5 (512x512) and SDXL (1024x1024) from their published configs with random weights in the machine's memory,
 lets the process have a share of the GPU only (``torch.cuda.set_per_process_memory_fraction``), and trains a LoRA of rank
 16 on every linear and convolution layer of the UNet through the loop that users run: the images are encoded within the
-same limit, gradient checkpointing is what `lycotool train` chooses for it, and the first steps are recorded as a CUDA
+same limit, every case in a process of its own; gradient checkpointing is what `lycotool train` chooses for it, and the first steps are recorded as a CUDA
 graph. Prints what was estimated and the most that torch's allocator held: tensors, and what it reserved for them. The
 limit is of what torch reserves; the CUDA context of the process, about half a GiB, comes on top of it.
 
@@ -20,6 +20,7 @@ import gc
 import itertools
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -143,6 +144,25 @@ def _peaks(device: torch.device) -> tuple[int, int]:
     return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
 
 
+def _in_a_process(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure one case where none was measured before, whose memory might be there still."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "found.json")
+        command = [
+            sys.executable,
+            __file__,
+            "--case",
+            name,
+            "--steps",
+            str(arguments.steps),
+            "--json",
+            str(file),
+        ]
+        subprocess.run([*command, *(["--micro"] if arguments.micro else [])], check=True)
+        found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return found[0]
+
+
 def main() -> None:
     """Measure, print a table, and write JSON."""
     parser = argparse.ArgumentParser(
@@ -156,7 +176,9 @@ def main() -> None:
     where = "CPU, micro" if arguments.micro else torch.cuda.get_device_name(0)
     print(f"torch {torch.__version__}, {where}, bf16, {arguments.steps} steps")
     results = []
-    for name in arguments.case:
+    if len(arguments.case) > 1:
+        results = [_in_a_process(name, arguments) for name in arguments.case]
+    for name in arguments.case if not results else ():
         print(name, flush=True)
         try:
             found = measure(name, arguments)

@@ -59,20 +59,21 @@ def losses(path: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "ours"),
     [
-        (),
-        ("--no-cuda-graphs", "--algo", "lokr", "--factor", 4),
-        ("--algo", "full", "--no-train-te", "--lr", 0.01),
+        ((), ()),
+        (("--no-cuda-graphs", "--algo", "lokr", "--factor", 4), ()),
+        (("--algo", "full", "--no-train-te", "--lr", 0.01), ()),
+        (("--optimizer", "sgdnesterov", "--lr", 0.02), ("--shard-optimizer",)),
     ],
-    ids=lambda options: " ".join(map(str, options)) or "lora",
+    ids=["lora", "lokr", "full", "sharded"],
 )
-def test_two_are_one(options: tuple[object, ...]) -> None:
+def test_two_are_one(options: tuple[object, ...], ours: tuple[object, ...]) -> None:
     """Recorded as CUDA graphs and not; kernels for half a batch may sum in another order."""
     more = ("--steps", 6, *options)
     alone = ("train", base_file("sd1"), "images", *SMALL, "--batch-size", 4, *more)
     succeed(*alone, "-o", "one.safetensors", "--log-file", "one.jsonl")
-    done = together("--batch-size", 2, *more, "-o", "two.safetensors", "--log-file", "two.jsonl")
+    done = together("--batch-size", 2, *more, *ours, "-o", "two.safetensors", "--log-file", "two.jsonl")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "two.safetensors\n"
     assert "2 processes share each batch of 4 images" in done.stderr

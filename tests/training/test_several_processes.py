@@ -60,6 +60,11 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
         **PLAIN, "batch_size": 6, "steps": 2, "gradient_accumulation_steps": 2, "train_te": False,
         "random_crop": True, "resolution": (8, 8), "min_bucket_reso": 8, "algo": "dylora", "dim": 4, "block_size": 2,
     },
+    # Each process moves a part, of two groups whose sizes do not divide.
+    "sharded": {
+        **PLAIN, "batch_size": 4, "steps": 4, "shard_optimizer": True, "te_lr": (0.01,), "max_grad_norm": 0.5,
+        "optimizer": "sgdnesterov", "dim": 3,
+    },
     # Gradients of an optimizer that keeps tensors apart, clipped.
     "adafactor": {"optimizer": "adafactor", "batch_size": 4, "steps": 2, "preset": "attn-only", "algo": "lokr", "factor": 4},
 }  # fmt: skip
@@ -78,13 +83,13 @@ class Gradients(Nothing):
 
     def __init__(self, made: Run) -> None:
         self.made = made
-        self.kept: list[torch.Tensor] = []
+        self.kept: list[list[torch.Tensor]] = []
 
     def is_due(self, planned: StepPlan) -> bool:
         return True
 
     def after(self, planned: StepPlan) -> None:
-        self.kept.append(torch.cat([gradient.flatten() for gradient in self.made.stepper.gradients]))
+        self.kept.append([gradient.flatten().clone() for gradient in self.made.stepper.gradients])
 
 
 def _outcome(given: TrainOptions, world: World) -> dict[str, Any]:
@@ -113,7 +118,8 @@ def test_two_processes_are_one(images: Path, tmp_path: Path) -> None:
     ended = run_ranks(tmp_path, _train_together, str(images), RUNS, str(tmp_path))
     assert [process.code for process in ended] == [0, 0], ended
     for name, values in RUNS.items():
-        alone = _outcome(options(images, **values), World(0, 1, torch.device("cpu")))
+        one = {key: value for key, value in values.items() if key != "shard_optimizer"}
+        alone = _outcome(options(images, **one), World(0, 1, torch.device("cpu")))
         ours = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
         assert all(
             torch.equal(ours[0]["parameters"][key], ours[1]["parameters"][key]) for key in alone["start"]
@@ -121,8 +127,11 @@ def test_two_processes_are_one(images: Path, tmp_path: Path) -> None:
         for mine, theirs, expected in zip(
             ours[0]["gradients"], ours[1]["gradients"], alone["gradients"], strict=True
         ):
-            assert torch.equal(mine, theirs)
-            assert (mine - expected).norm() <= 1e-6 * expected.norm(), name
+            if not values.get("shard_optimizer"):
+                assert all(torch.equal(*both) for both in zip(mine, theirs, strict=True))
+            for own, other, whole in zip(mine, theirs, expected, strict=True):
+                joined = torch.cat([own, other])[: whole.numel()] if values.get("shard_optimizer") else own
+                assert (joined - whole).norm() <= 1e-6 * whole.norm(), name
         assert ours[0]["losses"] == pytest.approx(alone["losses"], rel=1e-6)
         assert ours[0]["norms"] == pytest.approx(alone["norms"], rel=1e-5)
         for key, expected in alone["parameters"].items():
@@ -216,22 +225,32 @@ def test_one_writes(in_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_a_run_goes_on_in_another_number_of_processes(in_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("more", "together"),
+    [((), ()), (("--optimizer", "sgdnesterov", "--lr", 0.1), ("--shard-optimizer",))],
+    ids=["plain", "sharded"],
+)
+def test_a_run_goes_on_in_another_number_of_processes(
+    in_folder: Path, more: tuple[object, ...], together: tuple[object, ...]
+) -> None:
     """If their batches together are as large; else both sizes are named."""
-    succeed(*command("--batch-size", 4, "--steps", 4, output="straight.safetensors"))
+
+    def alone(*arguments: object, output: str = "a.safetensors") -> tuple[object, ...]:
+        return command(*arguments, *more, output=output)
+
+    def ours(*arguments: object) -> tuple[object, ...]:
+        return alone(*arguments, *together)
+
+    succeed(*alone("--batch-size", 4, "--steps", 4, output="straight.safetensors"))
     kept = ("--save-state-on-train-end",)
-    ended = run_ranks(
-        in_folder, lycotool, command("--batch-size", 2, "--steps", 2, *kept, output="a.safetensors")
-    )
+    ended = run_ranks(in_folder, lycotool, ours("--batch-size", 2, "--steps", 2, *kept))
     assert [process.code for process in ended] == [0, 0], ended
-    other = run(*command("--batch-size", 2, "--steps", 4, "-f", output="a.safetensors"))
+    other = run(*alone("--batch-size", 2, "--steps", 4, "-f"))
     assert other.exit_code == 5
     assert "images per batch (--batch-size times processes): was 4, is 2" in other.stderr
-    found = succeed(*command("--batch-size", 4, "--steps", 3, "-f", "--json", *kept, output="a.safetensors"))
+    found = succeed(*alone("--batch-size", 4, "--steps", 3, "-f", "--json", *kept))
     assert json.loads(found.stdout)["first_step"] == 2
-    ended = run_ranks(
-        in_folder, lycotool, command("--batch-size", 2, "--steps", 4, "-f", output="a.safetensors")
-    )
+    ended = run_ranks(in_folder, lycotool, ours("--batch-size", 2, "--steps", 4, "-f"))
     assert [process.code for process in ended] == [0, 0], ended
     assert "going on after step 3" in ended[0].stderr
     assert near(read(Path("a.safetensors")), read(Path("straight.safetensors")))
@@ -334,6 +353,7 @@ def test_how_the_command_ends(codes: dict[int, int], code: int, message: str | N
         (("--gpus", 99, "--device", "auto"), "--gpus 99: CUDA has"),
         (("--gpus", 2, "--steps", 1, "--optimizer", "no-such"), "no-such"),
         (("--gpus", 2, "--algo", "lora", "--preset", "no-such"), "no preset is named"),
+        (("--shard-optimizer",), "--shard-optimizer is for several processes"),
     ],
 )
 def test_what_is_wrong_is_said_before_processes_start(
@@ -343,6 +363,14 @@ def test_what_is_wrong_is_said_before_processes_start(
     found = run(*command(*given, output="a.safetensors"))
     assert found.exit_code == 2
     assert message in found.stderr
+
+
+def test_an_optimizer_that_cannot_be_sharded(in_folder: Path) -> None:
+    ours = command("--shard-optimizer", "--optimizer", "adafactor", output="a.safetensors")
+    ended = run_ranks(in_folder, lycotool, ours)
+    assert [process.code for process in ended] == [2, 2]
+    said = "".join(process.stderr for process in ended)
+    assert said.count("--shard-optimizer: a step of adafactor needs all parameters together") == 1
 
 
 def test_a_launcher_and_an_option_that_differ(in_folder: Path) -> None:

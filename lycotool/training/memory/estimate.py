@@ -76,6 +76,8 @@ def estimate_memory(ready: Trainable, *, checkpoint: bool) -> MemoryEstimate:
         [tuple(parameter.shape) for parameter in parameters],
         parameters[0].dtype,
     )
+    if options.compute.shard_optimizer:
+        optimizer = -(-optimizer // ready.world.size)
     network = sum(buffer.nbytes for buffer in ready.network.buffers())
     staying = [
         base.unet,

@@ -27,6 +27,8 @@ class Known:
         What ``pip install`` needs for it; empty where it is always there.
     elementwise
         Whether it treats every element alike, so that one flat vector is as good as many tensors.
+    separable
+        Whether, besides, no element's step depends on another element, so that it can be sharded.
     defaults
         Arguments that differ from the class's own.
     lr
@@ -36,6 +38,7 @@ class Known:
     places: tuple[str, ...]
     package: str = ""
     elementwise: bool = False
+    separable: bool = False
     defaults: Mapping[str, object] = field(default_factory=dict)
     lr: float | None = None
 
@@ -43,8 +46,8 @@ class Known:
 _EIGHT_BIT = "bitsandbytes"
 
 KNOWN: Mapping[str, Known] = {
-    "adamw": Known(("torch.optim.AdamW",), elementwise=True),
-    "lion": Known(("lycotool.training.optimizers.lion.Lion",), elementwise=True),
+    "adamw": Known(("torch.optim.AdamW",), elementwise=True, separable=True),
+    "lion": Known(("lycotool.training.optimizers.lion.Lion",), elementwise=True, separable=True),
     "prodigy": Known(("lycotool.training.optimizers.prodigy.Prodigy",), elementwise=True, lr=1.0),
     # relative_step would set the learning rates aside.
     "adafactor": Known(
@@ -52,9 +55,9 @@ KNOWN: Mapping[str, Known] = {
         "transformers",
         defaults={"relative_step": False, "scale_parameter": False, "warmup_init": False},
     ),
-    "sgd": Known(("torch.optim.SGD",), elementwise=True),
+    "sgd": Known(("torch.optim.SGD",), elementwise=True, separable=True),
     "sgdnesterov": Known(
-        ("torch.optim.SGD",), elementwise=True, defaults={"momentum": 0.9, "nesterov": True}
+        ("torch.optim.SGD",), elementwise=True, separable=True, defaults={"momentum": 0.9, "nesterov": True}
     ),
     "adamw8bit": Known(("bitsandbytes.optim.AdamW8bit", "torchao.optim.AdamW8bit"), _EIGHT_BIT),
     "pagedadamw8bit": Known(("bitsandbytes.optim.PagedAdamW8bit",), _EIGHT_BIT),

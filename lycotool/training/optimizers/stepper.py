@@ -56,17 +56,14 @@ class Stepper:
         self.arguments = values
         self.sets_own_lr = bool(values.get("relative_step"))
         device = groups[0].parameters[0].device
-        rooms = [room(group.parameters) for group in groups]
+        rooms = [self._room(group) for group in groups]
         dtype = groups[0].parameters[0].dtype
         #: All gradients, and a place for the loss.
         self._whole = torch.zeros(sum(rooms) + 1, dtype=dtype, device=device)
-        self._tensors: list[list[Parameter]] = []
-        for group, gradient in zip(groups, torch.split(self._whole[:-1], rooms), strict=True):
-            if entry.elementwise:
-                self._tensors.append([flatten(group.parameters, gradient)])
-            else:
-                collect(group.parameters, gradient)
-                self._tensors.append(list(group.parameters))
+        self._tensors = [
+            self._hold(group, gradient, elementwise=entry.elementwise)
+            for group, gradient in zip(groups, torch.split(self._whole[:-1], rooms), strict=True)
+        ]
         if name.lower() == "prodigy" and len({group.lr for group in groups if group.lr}) > 1:
             raise UsageError(
                 "prodigy finds one step size, so all learning rates must be equal",
@@ -85,6 +82,17 @@ class Stepper:
                 entries.pop("lr")
         self.optimizer: torch.optim.Optimizer = cls(parameters, **values)
         self.train_mode(True)
+
+    def _room(self, group: Group) -> int:
+        """Elements of a group's gradients."""
+        return room(group.parameters)
+
+    def _hold(self, group: Group, gradient: Tensor, *, elementwise: bool) -> list[Parameter]:
+        """Put a group's gradients into their buffer. Gives what the optimizer moves."""
+        if elementwise:
+            return [flatten(group.parameters, gradient)]
+        collect(group.parameters, gradient)
+        return list(group.parameters)
 
     @property
     def gradients(self) -> list[Tensor]:
