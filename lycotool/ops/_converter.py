@@ -18,6 +18,7 @@ from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
 from lycotool.io.writer import FilePlan, TensorPlan, Written, prepare_output, write_file
 from lycotool.lazy import torch
+from lycotool.linalg.threads import side_by_side
 from lycotool.models.families import FAMILIES
 from lycotool.models.layers import AmbiguousNameError, LayerIndex
 from lycotool.ops._adapter import Adapter, AdapterModule, read_adapter
@@ -172,10 +173,13 @@ class Converter:
         if self._dialect.one_kind:
             made = self._alike(made)
         self._refuse_faults(made)
-        for one in made:
-            one.rendered = render(
-                one.form, one.target.name, self._dialect, dtype=self._options.dtype, path=self._adapter.path
-            )
+        dtype, path = self._options.dtype, self._adapter.path
+
+        def rendered(one: _Made) -> Rendered:
+            return render(one.form, one.target.name, self._dialect, dtype=dtype, path=path)
+
+        for one, found in zip(made, side_by_side(rendered, made), strict=True):
+            one.rendered = found
         return made
 
     def _alike(self, made: list[_Made]) -> list[_Made]:
@@ -420,31 +424,12 @@ class Converter:
         with open_store(str(path)) as store:
             written = read_adapter(store)
             written.require_sound()
-            differences = {}
-            for one in made:
-                module = written.modules.get(one.target.name)
-                if module is None:
-                    raise CheckError("is not in the written file", path=str(path), key=one.target.name)
-                form = read_form(written, module)
-                if (
-                    one.target.is_whole
-                    and isinstance(one.sources[0], Form)
-                    and same_bits(one.sources[0], form)
-                ):
-                    differences[one.target.name] = 0.0
-                elif (
-                    self._options.verify
-                    or one.change
-                    or not one.target.is_whole
-                    or self._dialect.alpha != "stored"
-                ):
-                    try:
-                        found = relative_difference(list(_claims(one, form)))
-                    except MismatchError as error:
-                        raise BadInputError(
-                            str(error), path=self._adapter.path, key=one.target.name
-                        ) from None
-                    differences[one.target.name] = found
+            found = side_by_side(lambda one: self._difference(one, written), made)
+        differences = {
+            one.target.name: difference
+            for one, difference in zip(made, found, strict=True)
+            if difference is not None
+        }
         wrong = [
             f"{one.target.name}: {differences[one.target.name]:.3g}"
             for one in made
@@ -456,6 +441,28 @@ class Converter:
                 hint="`--dtype fp32` keeps more digits",
             )  # fmt: skip
         return differences
+
+    def _difference(self, one: _Made, written: Adapter) -> float | None:
+        """Relative difference of ΔW of one module; None where it needs no looking at.
+
+        Raises
+        ------
+        CheckError
+            If the written file does not have it.
+        """
+        module = written.modules.get(one.target.name)
+        if module is None:
+            raise CheckError("is not in the written file", path=written.path, key=one.target.name)
+        form = read_form(written, module)
+        if one.target.is_whole and isinstance(one.sources[0], Form) and same_bits(one.sources[0], form):
+            return 0.0
+        is_as_it_was = not one.change and one.target.is_whole and self._dialect.alpha == "stored"
+        if is_as_it_was and not self._options.verify:
+            return None
+        try:
+            return relative_difference(list(_claims(one, form)))
+        except MismatchError as error:
+            raise BadInputError(str(error), path=self._adapter.path, key=one.target.name) from None
 
     def _result(
         self, output: str, made: Sequence[_Made], nbytes: int, differences: Mapping[str, float] | None

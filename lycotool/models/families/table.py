@@ -93,13 +93,17 @@ def path_key(path: str) -> PathKey:
     True
     """
     pieces = path.replace(".", "_").split("_")
-    numbers = tuple(int(piece) for piece in pieces if _is_number(piece))
-    return "_".join("." if _is_number(piece) else piece for piece in pieces), numbers
+    numbers: list[int] = []
+    for place, piece in enumerate(pieces):
+        if piece.isdecimal() and _is_index(piece):
+            numbers.append(int(piece))
+            pieces[place] = "."
+    return "_".join(pieces), tuple(numbers)
 
 
-def _is_number(piece: str) -> bool:
-    """Whether a piece is written as an index is: no zeros in front, no thousands of digits."""
-    return piece.isascii() and piece.isdecimal() and (piece == "0" or piece[0] != "0") and len(piece) < 6
+def _is_index(digits: str) -> bool:
+    """Whether digits are written as an index is: no zeros in front, no thousands of them."""
+    return digits.isascii() and (digits == "0" or digits[0] != "0") and len(digits) < 6
 
 
 #: Stands for ``{}`` in the key of a rule's path; no model has so many blocks.
