@@ -21,11 +21,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lycotool import errors, ops
-from lycotool.algorithms import ALGORITHMS
+from lycotool.algorithms import ALGORITHMS, dora
 from lycotool.algorithms.base import Algorithm, Layout
 from lycotool.cli import app
 from lycotool.cli._describe import CommandLine, Parameter, commands
+from lycotool.formats.dialects import DIALECTS
 from lycotool.formats.loaders import LOADERS
+from lycotool.linalg.merging.methods import METHODS, OPTIONS
+from lycotool.ops._findings import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "data"
@@ -180,6 +183,45 @@ def algorithm_sections() -> str:
     return "\n\n".join(map(_section, ALGORITHMS))
 
 
+def rules() -> str:
+    """Which algorithms `merge` and `resize` take."""
+    refused = _yes(dora.MERGE_RULE.allowed)
+    rows = []
+    for algorithm in ALGORITHMS:
+        has_cp = any(layout.use_conv_cp for layout in algorithm.layouts)
+        cp = _yes((algorithm.merge_conv_cp or algorithm.merge).allowed) if has_cp else "–"
+        rows.append([algorithm.name, _yes(algorithm.merge.allowed), cp, _yes(algorithm.resize.allowed)])
+    rows.append(["anything with DoRA", refused, refused, _yes(dora.RESIZE_RULE.allowed)])
+    return _table("algorithm | merge | merge with use_conv_cp | resize by SVD", rows)
+
+
+def merge_methods() -> str:
+    """The methods of `merge`, their options and sources."""
+    rows = []
+    for method in METHODS.values():
+        taken = ", ".join(f"`--{option}`" for option in OPTIONS if option in method.options)
+        count = "two" if method.adapters == (2, 2) else "any"
+        rows.append([f"`{method.name}`", method.summary, count, taken or "–", method.citation])
+    return _table("`--method` | what it does with `w·ΔW` | adapters | options | source", rows)
+
+
+def checks() -> str:
+    """What `inspect --check` looks for."""
+    rows = [[f"`{id}`", check.severity, check.reads, check.finds] for id, check in CHECKS.items()]
+    return _table("finding | severity | reads | what", rows)
+
+
+def formats() -> str:
+    """What `convert` writes."""
+    names = [algorithm.name for algorithm in ALGORITHMS]
+    rows = []
+    for dialect in DIALECTS.values():
+        algorithms = ", ".join(sorted(dialect.algorithms, key=names.index))
+        axes = ", ".join(sorted(dialect.dora_axes, reverse=True)) or "no"
+        rows.append([f"`{dialect.name}`", dialect.title, algorithms, _yes(dialect.use_conv_cp), axes])
+    return _table("`--to` | whose | algorithms | CP cores | DoRA axes", rows)
+
+
 def _section(algorithm: Algorithm) -> str:
     rows = [
         [layout.name, _yes(layout.use_conv_cp), ", ".join(f"`{key}`" for key in _keys(layout))]
@@ -256,5 +298,9 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
     "exit-codes": exit_codes,
     "algorithms": algorithm_table,
     "algorithm-sections": algorithm_sections,
+    "rules": rules,
+    "methods": merge_methods,
+    "checks": checks,
+    "formats": formats,
     "json": json_keys,
 }

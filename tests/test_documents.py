@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from documents import DATA, DOCS, PAGES, ROOT, comparable, executed, generated
-from helpers import run, succeed
+from helpers import read, succeed, write
+from training.runs import base_file, base_folder, write_pictures
 
 from lycotool.cli import app
 from lycotool.cli._describe import commands
@@ -69,20 +72,77 @@ def test_options_exist(page: Path) -> None:
         assert given <= known[words[1]], line
 
 
-def test_migrated_lines_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each right-hand side passes the parser and the checks of options: what is missing are the files."""
-    monkeypatch.chdir(tmp_path)
-    lines = re.findall(
-        r"`(lycotool [^`]+)` \|$", (DOCS / "migration.md").read_text(encoding="utf-8"), re.MULTILINE
+MIGRATED = re.findall(
+    r"`(lycotool [^`]+)` \|$", (DOCS / "migration.md").read_text(encoding="utf-8"), re.MULTILINE
+)
+
+#: What keeps a training run as small as its model.
+SHORT = ("--steps", 1, "--resolution", 32, "--no-enable-bucket", "--device", "cpu", "-q")
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the table for a model with all the layers of SD 1.5, its widths small."""
+    folder = tmp_path_factory.mktemp("published")
+    shutil.copy(DATA / "base.safetensors", folder / "m.safetensors")
+    # Without CP cores, which not every format has.
+    succeed(
+        "convert",
+        DATA / "lora.safetensors",
+        "--to",
+        "networks.lora",
+        "--drop",
+        "-o",
+        folder / "a.safetensors",
     )
-    assert len(lines) > 30
-    for line in lines:
-        result = run(*shlex.split(line)[1:])
-        assert result.exit_code == 2, line
-        assert re.search(r"(m|a|d|b|c|model|images)(\.safetensors|\.toml)?: no such file", result.stderr), (
-            line,
-            result.stderr,
+    tensors = read(folder / "a.safetensors")
+    halved = {key: value if key.endswith("alpha") else value / 2 for key, value in tensors.items()}
+    write(folder / "b.safetensors", halved)
+    succeed("bake", folder / "m.safetensors", folder / "a.safetensors", "-q", "-o", folder / "t.safetensors")
+    layers = {key: value for key, value in tensors.items() if "_ff_net_2" in key}
+    wide = {key: torch.ones(8, 8) if value.ndim == 2 else value for key, value in layers.items()}
+    write(folder / "d.safetensors", wide, {"ss_network_module": "networks.dylora", "ss_network_dim": "8"})
+    for name in "ab":
+        succeed(
+            "convert", folder / f"{name}.safetensors", "--to", "peft", "--drop", "-q", "-o", folder / name
         )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trainable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the table for a model that is small enough to be trained here."""
+    folder = tmp_path_factory.mktemp("trainable")
+    write_pictures(folder / "images")
+    shutil.copy(base_file("sd1"), folder / "m.safetensors")
+    shutil.copytree(base_folder("sd1"), folder / "model")
+    settings = {
+        "pretrained_model_name_or_path": "m.safetensors",
+        "train_data_dir": "images",
+        "network_dim": 4,
+        "caption_extension": ".txt",
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    (folder / "c.toml").write_text("\n".join([*lines, 'network_module = "networks.lora"']), encoding="utf-8")
+    succeed("train", folder / "model", folder / "images", *SHORT, "-o", folder / "a.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("line", MIGRATED)
+def test_migrated_lines_run(
+    line: str, published: Path, trainable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = shlex.split(line)[1:]
+    trains = words[0] == "train"
+    shutil.copytree(trainable if trains or "model" in words else published, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    before = set(Path().iterdir())
+    succeed(*words, *SHORT) if trains else succeed(*words)
+    assert words[0] == "inspect" or set(Path().iterdir()) > before
+
+
+def test_there_are_migrated_lines() -> None:
+    assert len(MIGRATED) > 30
 
 
 @pytest.mark.parametrize(
