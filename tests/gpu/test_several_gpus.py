@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import read, succeed
+from helpers import read
 from training.runs import base_file, write_pictures
 
 pytestmark = [
@@ -29,8 +29,8 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def together(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, which starts two more; its environment stays as it is."""
+def trained(gpus: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which starts more; without TF32, whose rounding hides faults."""
     command = [
         sys.executable,
         "-m",
@@ -40,7 +40,7 @@ def together(*arguments: object) -> subprocess.CompletedProcess[str]:
         "images",
         *SMALL,
         "--gpus",
-        2,
+        gpus,
         *arguments,
     ]
     return subprocess.run(
@@ -48,7 +48,7 @@ def together(*arguments: object) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=240,
-        env=dict(os.environ),
+        env={**os.environ, "NVIDIA_TF32_OVERRIDE": "0"},
         check=False,
     )
 
@@ -69,11 +69,15 @@ def losses(path: str) -> list[float]:
     ids=["lora", "lokr", "full", "sharded"],
 )
 def test_two_are_one(options: tuple[object, ...], ours: tuple[object, ...]) -> None:
-    """Recorded as CUDA graphs and not; kernels for half a batch may sum in another order."""
+    """Recorded as CUDA graphs and not; kernels for half a batch may sum in another order.
+
+    So gradients differ by some roundings of float32, 1e-6 of them; a batch that is weighed wrongly changes
+    them by tenths. What should be zero, a bias before a norm, is noise, of the size of 1e-8 here.
+    """
     more = ("--steps", 6, *options)
-    alone = ("train", base_file("sd1"), "images", *SMALL, "--batch-size", 4, *more)
-    succeed(*alone, "-o", "one.safetensors", "--log-file", "one.jsonl")
-    done = together("--batch-size", 2, *more, *ours, "-o", "two.safetensors", "--log-file", "two.jsonl")
+    alone = trained(1, "--batch-size", 4, *more, "-o", "one.safetensors", "--log-file", "one.jsonl")
+    assert alone.returncode == 0, alone.stderr
+    done = trained(2, "--batch-size", 2, *more, *ours, "-o", "two.safetensors", "--log-file", "two.jsonl")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "two.safetensors\n"
     assert "2 processes share each batch of 4 images" in done.stderr
@@ -81,14 +85,14 @@ def test_two_are_one(options: tuple[object, ...], ours: tuple[object, ...]) -> N
     one, two = read(Path("one.safetensors")), read(Path("two.safetensors"))
     assert one.keys() == two.keys()
     for name, expected in one.items():
-        error = (two[name] - expected).norm()
-        assert error <= 1e-3 * expected.norm() + 1e-6, (name, float(error))
+        error = float((two[name] - expected).norm())
+        assert error <= 1e-4 * float(expected.norm()) + 1e-6, (name, error, float(expected.norm()))
 
 
 def test_one_that_fails_ends_both(in_folder: Path) -> None:
     file = in_folder / "images" / "1.png"
     file.write_bytes(file.read_bytes()[:-40])
-    done = together("--batch-size", 2, "--steps", 2, "-o", "a.safetensors")
+    done = trained(2, "--batch-size", 2, "--steps", 2, "-o", "a.safetensors")
     assert done.returncode == 3, done.stderr
     assert done.stderr.count("lycotool: error: ") == 1
     assert "1.png" in done.stderr
