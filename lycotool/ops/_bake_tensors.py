@@ -18,9 +18,10 @@ from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg.finite import extremes
 from lycotool.linalg.quantised import Rounding, dequantise_, requantise_
+from lycotool.linalg.underflow import Underflow
 from lycotool.ops._bake_combined import CombinedEdits
 from lycotool.ops._bake_plan import Edit
-from lycotool.ops._common import as_bytes, cast_checked, check_range
+from lycotool.ops._common import as_bytes, cast_checked, check_range, refuse_warnings
 from lycotool.ops._read_ahead import ReadAhead, Wanted
 
 if TYPE_CHECKING:
@@ -136,14 +137,19 @@ class Baker:
         read and of what is written.
     scales
         New scales by key, until and after they are asked for: one number or row each.
+    underflow
+        What became zero, but in scaled weights: there what is small beside its block's largest
+        value becomes zero, and ``n`` such values have less than ``√n · 2e-6`` of the norm.
     """
 
     source: Source
     device: torch.device
     is_unbaking: bool = False
+    is_strict: bool = False
     rounding: Rounding = field(default_factory=Rounding)
     reconstruction_error: float = 0.0
     scales: dict[str, Tensor] = field(default_factory=dict)
+    underflow: Underflow = field(default_factory=Underflow)
     _ahead: ReadAhead | None = None
 
     @contextmanager
@@ -167,6 +173,8 @@ class Baker:
         ------
         NumericError
             If its dtype cannot hold a value.
+        IncompatibleError
+            If its dtype makes zero of more than rounding does, and that is to be an error.
         """
         source = self.source
         if source.is_copied(key):
@@ -182,7 +190,8 @@ class Baker:
         before = self._largest_before(key, stored)
         exact = source.compute(key, self.device, stored=stored)
         dtype = source.plans[key].dtype
-        saved = cast_checked(exact, dtype, path=source.store.path, key=key)
+        saved = cast_checked(exact, dtype, path=source.store.path, key=key, underflow=self.underflow)
+        refuse_warnings(self.underflow.warnings(), strict=self.is_strict)
         if dtype in FLOAT8:
             self.rounding.add(exact, saved.to(exact.dtype))
         self._count_reconstruction(key, before, saved.dtype, saved)

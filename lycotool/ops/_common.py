@@ -15,6 +15,7 @@ from lycotool.io.dtypes import FLOATING, OPTION_DTYPES, to_torch
 from lycotool.io.dtypes import as_bytes as as_bytes
 from lycotool.lazy import torch
 from lycotool.linalg.finite import extremes
+from lycotool.linalg.underflow import Underflow
 
 if TYPE_CHECKING:
     from lycotool.ops._adapter import Adapter
@@ -111,8 +112,10 @@ def saved_dtype(option: str, stored: str) -> str:
     return OPTION_DTYPES[option] if stored in FLOATING else stored
 
 
-def cast_checked(tensor: torch.Tensor, dtype: str, *, path: str, key: str) -> torch.Tensor:
-    """Round to a saved dtype, refusing what it cannot hold.
+def cast_checked(
+    tensor: torch.Tensor, dtype: str, *, path: str, key: str, underflow: Underflow
+) -> torch.Tensor:
+    """Round to a saved dtype, refusing what it cannot hold, and note what becomes zero.
 
     Overflow is looked for before the cast: float8 saturates silently.
 
@@ -124,8 +127,11 @@ def cast_checked(tensor: torch.Tensor, dtype: str, *, path: str, key: str) -> to
     target = to_torch(dtype)
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return tensor.to(target)
-    check_range(*extremes(tensor), dtype, path=path, key=key)
-    return tensor.to(target)
+    low, high = extremes(tensor)
+    check_range(low, high, dtype, path=path, key=key)
+    saved = tensor.to(target)
+    underflow.look(tensor, saved, max(-low, high), key)
+    return saved
 
 
 def check_range(low: float, high: float, dtype: str, *, path: str, key: str) -> None:
@@ -149,12 +155,18 @@ def check_range(low: float, high: float, dtype: str, *, path: str, key: str) -> 
     )
 
 
-def cast_batch_checked(batch: torch.Tensor, dtype: str, *, path: str, keys: Sequence[str]) -> torch.Tensor:
+def cast_batch_checked(
+    batch: torch.Tensor, dtype: str, *, path: str, keys: Sequence[str], underflow: Underflow
+) -> torch.Tensor:
     """:func:`cast_checked` of floating tensors stacked along the first axis, one key each."""
     flat = batch.flatten(1)
-    for low, high, key in zip(flat.amin(1).tolist(), flat.amax(1).tolist(), keys, strict=True):
+    found = list(zip(flat.amin(1).tolist(), flat.amax(1).tolist(), keys, strict=True))
+    for low, high, key in found:
         check_range(low, high, dtype, path=path, key=key)
-    return batch.to(to_torch(dtype))
+    saved = batch.to(to_torch(dtype))
+    for exact, rounded, (low, high, key) in zip(batch, saved, found, strict=True):
+        underflow.look(exact, rounded, max(-low, high), key)
+    return saved
 
 
 def to_cpu(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lycotool.algorithms import dora, glora
 from lycotool.formats.dialects import Dialect
 from lycotool.io.dtypes import from_torch
+from lycotool.linalg.underflow import Underflow
 from lycotool.ops._common import cast_checked, saved_dtype
 from lycotool.ops._convert_forms import Form
 from lycotool.ops._render import alpha_tensor
@@ -30,7 +31,9 @@ class Rendered:
     alpha: float | None
 
 
-def render(form: Form, name: str, dialect: Dialect, *, dtype: str, path: str) -> Rendered:
+def render(
+    form: Form, name: str, dialect: Dialect, *, dtype: str, path: str, underflow: Underflow
+) -> Rendered:
     """Write one module in a dialect.
 
     Parameters
@@ -41,6 +44,8 @@ def render(form: Form, name: str, dialect: Dialect, *, dtype: str, path: str) ->
         ``--dtype``; ``keep`` is the stored one.
     path
         The input, for errors.
+    underflow
+        Told what becomes zero.
 
     Raises
     ------
@@ -63,7 +68,10 @@ def render(form: Form, name: str, dialect: Dialect, *, dtype: str, path: str) ->
         scale = 1.0
     _rename_bias(tensors, dialect, scale)
     _rename_magnitude(tensors, form, dialect)
-    saved = {slot: _saved(tensor, form, slot, dtype, path=path, key=name) for slot, tensor in tensors.items()}
+    saved = {
+        slot: _saved(tensor, form, slot, dtype, path=path, key=name, underflow=underflow)
+        for slot, tensor in tensors.items()
+    }
     rank = form.dims.rank
     alpha = None if rank is None else scale * rank
     if (stored := _alpha(form, dialect, alpha, scale, saved)) is not None:
@@ -72,13 +80,16 @@ def render(form: Form, name: str, dialect: Dialect, *, dtype: str, path: str) ->
     return Rendered(keys, rank, alpha)
 
 
-def _saved(tensor: Tensor, form: Form, slot: str, dtype: str, *, path: str, key: str) -> Tensor:
+def _saved(
+    tensor: Tensor, form: Form, slot: str, dtype: str, *, path: str, key: str, underflow: Underflow
+) -> Tensor:
     if slot in _KEPT_AS_THEY_ARE:
         return tensor
     stored = form.stored.get(slot, form.dtype)
     target = saved_dtype(dtype, from_torch(stored))
     tensor = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # torch finds no extremes in float8
-    return cast_checked(tensor, target, path=path, key=f"{key}.{slot}").contiguous()
+    saved = cast_checked(tensor, target, path=path, key=f"{key}.{slot}", underflow=underflow)
+    return saved.contiguous()
 
 
 def _alpha(

@@ -19,6 +19,7 @@ from lycotool.io.store import TensorStore
 from lycotool.io.writer import FilePlan, TensorPlan, Written, prepare_output, write_file
 from lycotool.lazy import torch
 from lycotool.linalg.threads import side_by_side
+from lycotool.linalg.underflow import Underflow
 from lycotool.models.families import FAMILIES
 from lycotool.models.layers import AmbiguousNameError, LayerIndex
 from lycotool.ops._adapter import Adapter, AdapterModule, read_adapter
@@ -123,6 +124,7 @@ class Converter:
         self._layers = None if base is None else LayerIndex(base.shapes)
         self._faults: dict[str, str] = {}
         self._forms: dict[str, _Source] = {}
+        self._underflow = Underflow()
 
     def run(self, plan: Plan, output: str) -> ConvertResult:
         """Make every module, write, verify, and only then give the output its name."""
@@ -131,6 +133,7 @@ class Converter:
         self._faults |= plan.faults | self._left_over()
         self._progress.start("convert", self._adapter.store.nbytes)
         made = self._all(plan)
+        refuse_warnings(self._underflow.warnings(), strict=self._options.strict)
         tensors = self._tensors(made)
         config = None
         if self._dialect.is_folder:
@@ -173,10 +176,12 @@ class Converter:
         if self._dialect.one_kind:
             made = self._alike(made)
         self._refuse_faults(made)
-        dtype, path = self._options.dtype, self._adapter.path
+        dtype, path, underflow = self._options.dtype, self._adapter.path, self._underflow
 
         def rendered(one: _Made) -> Rendered:
-            return render(one.form, one.target.name, self._dialect, dtype=dtype, path=path)
+            return render(
+                one.form, one.target.name, self._dialect, dtype=dtype, path=path, underflow=underflow
+            )
 
         for one, found in zip(made, side_by_side(rendered, made), strict=True):
             one.rendered = found
@@ -488,7 +493,7 @@ class Converter:
             verified=differences is not None,
             largest_difference=max(found.values()) if found else None,
             nbytes=nbytes,
-            warnings=self._warnings,
+            warnings=(*self._warnings, *self._underflow.warnings()),
             dry_run=self._options.dry_run,
         )
 

@@ -22,6 +22,7 @@ from lycotool.linalg import ranks
 from lycotool.linalg.dense import exact
 from lycotool.linalg.eigen import one_matrix_a_thread
 from lycotool.linalg.finite import extremes, is_finite
+from lycotool.linalg.underflow import Underflow
 from lycotool.models.architecture import guess_checkpoint
 from lycotool.models.layers import Param
 from lycotool.ops._batches import Batches, in_background
@@ -144,6 +145,8 @@ class Extractor:
         Layers that are not in the adapter, by reason.
     warnings
         What was asked for and had no effect.
+    underflow
+        What became zero where it was stored, in all processes.
     """
 
     def __init__(
@@ -165,6 +168,7 @@ class Extractor:
         self.energy = Energy()
         self.skipped = self._pairs.skipped
         self.warnings = self._pairs.warnings
+        self.underflow = Underflow()
 
     def run(self) -> dict[str, Tensor] | None:
         """The adapter's tensors by key; None in a process that is not the first of several.
@@ -200,6 +204,8 @@ class Extractor:
                 self._progress.advance(self._nbytes(pair))
         self._forms.unfit = [one for found in self._world.gather(self._forms.unfit) for one in found]
         self._refuse_unfit()
+        for vanished in self._world.gather(self._forms.underflow.found):
+            self.underflow.found |= vanished
         everything = self._world.collect(mine)
         if everything is None:
             return None
@@ -347,7 +353,7 @@ class Extractor:
             waiting = _Waiting(pair, base, tuned, result)
         result.bias = self._bias(pair, raw)
         if result.bias is not None:
-            result.saved_bias = save(result.bias, dtype, pair)
+            result.saved_bias = save(result.bias, dtype, pair, "diff_b", self._forms.underflow)
         return waiting
 
     def _store_alike(self, group: list[_Waiting]) -> None:
@@ -381,7 +387,8 @@ class Extractor:
         stored = self._tuned.info(pair.tuned.weight.key).dtype
         kept = base if self._forms.needs_base else None
         saved = saved_dtype(self._options.dtype, stored)
-        return Difference(pair, delta, kept, saved, torch.finfo(to_torch(stored)).eps), largest
+        rounding = torch.finfo(to_torch(stored)).eps
+        return Difference(pair, delta, kept, saved, rounding, self._forms.underflow), largest
 
     def _compute_form(self, stored: Tensor, param: Param) -> Tensor:
         """A parameter in float32 (float64 if stored so) on the device."""

@@ -250,7 +250,7 @@ def _write(
     command: str,
     progress: Progress,
 ) -> BakeResult:
-    baker = Baker(source, resolve_device(options.device), options.unbake)
+    baker = Baker(source, resolve_device(options.device), options.unbake, options.strict)
     verifier = None
     if options.verify:
         device = resolve_device(options.device, float64=True)
@@ -268,6 +268,7 @@ def _write(
     rounding = baker.rounding
     return replace(
         result,
+        warnings=(*result.warnings, *baker.underflow.warnings()),
         reconstruction_error=baker.reconstruction_error if options.unbake else None,
         rounding=Float8Rounding(rounding.largest, rounding.mean, rounding.saturated)
         if rounding.count

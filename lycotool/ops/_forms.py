@@ -20,6 +20,7 @@ from lycotool.linalg.dense import best_approximation, exact, leading, nearest_kr
 from lycotool.linalg.direction import nearest_direction
 from lycotool.linalg.factorization import factorization
 from lycotool.linalg.low_rank import LowRank, kron
+from lycotool.linalg.underflow import Underflow
 from lycotool.ops._common import cast_batch_checked, cast_checked
 from lycotool.ops._pairs import Pair
 from lycotool.ops._render import alpha_tensor
@@ -54,7 +55,8 @@ class Difference:
     """One layer's ``delta = tuned - base``.
 
     ``base`` is kept for the forms that need it (:attr:`Forms.needs_base`). ``dtype`` is the
-    one to save in, ``rounding`` the eps of the one ``tuned`` is stored in.
+    one to save in, ``rounding`` the eps of the one ``tuned`` is stored in; ``underflow`` is told
+    what becomes zero.
     """
 
     pair: Pair
@@ -62,19 +64,21 @@ class Difference:
     base: Tensor | None
     dtype: str
     rounding: float
+    underflow: Underflow
 
-    def save(self, tensor: Tensor) -> Tensor:
+    def save(self, tensor: Tensor, slot: str) -> Tensor:
         """Round to the saved dtype, refusing overflow."""
-        return save(tensor, self.dtype, self.pair)
+        return save(tensor, self.dtype, self.pair, slot, self.underflow)
 
     def stored(self, slots: dict[str, Tensor], kind: str, rank: int | None, left: Tensor) -> Stored:
         """What :class:`Forms` returns, from what the slots leave of the difference."""
         return Stored(slots, kind, rank, square(self.delta), square(left))
 
 
-def save(tensor: Tensor, dtype: str, pair: Pair) -> Tensor:
+def save(tensor: Tensor, dtype: str, pair: Pair, slot: str, underflow: Underflow) -> Tensor:
     """A tensor of one layer's module rounded to its saved dtype, on the CPU; refuses overflow."""
-    return cast_checked(tensor, dtype, path=pair.tuned.path, key=pair.name).cpu()
+    key = f"{pair.name}.{slot}"
+    return cast_checked(tensor, dtype, path=pair.tuned.path, key=key, underflow=underflow).cpu()
 
 
 def square(tensor: Tensor) -> float:
@@ -92,11 +96,14 @@ class Forms:
         Ranks by module name, where a budget over all layers decided them.
     unfit
         Layers that the form cannot stand for: share of the change it leaves, and name.
+    underflow
+        What became zero where it was stored.
     """
 
     options: ExtractOptions
     ranks: dict[str, int] = field(default_factory=dict)
     unfit: list[tuple[float, str]] = field(default_factory=list)
+    underflow: Underflow = field(default_factory=Underflow)
 
     @property
     def needs_base(self) -> bool:
@@ -125,8 +132,12 @@ class Forms:
         found = leading(deltas, self.cap(pairs[0]), seed=self.options.seed)
         names, path = [pair.name for pair in pairs], pairs[0].tuned.path
         ups, downs = (
-            cast_batch_checked(side, dtype, path=path, keys=names)
-            for side in self._clamped(found.up, found.down)
+            cast_batch_checked(
+                side, dtype, path=path, keys=[f"{name}.{slot}" for name in names], underflow=self.underflow
+            )
+            for slot, side in zip(
+                ("lora_up.weight", "lora_down.weight"), self._clamped(found.up, found.down), strict=True
+            )
         )
         left = torch.baddbmm(deltas, ups.to(deltas), downs.to(deltas), alpha=-1)
         totals, rests = (
@@ -178,7 +189,7 @@ class Forms:
         return max(1, round((1 - self.options.sparsity) * numel))
 
     def _dense(self, layer: Difference, slot: str) -> Stored:
-        saved = layer.save(layer.delta)
+        saved = layer.save(layer.delta, slot)
         label = "norm" if slot == "w_norm" else "full"
         return layer.stored({slot: saved}, label, None, layer.delta - saved.to(layer.delta))
 
@@ -246,7 +257,7 @@ class Forms:
         count = self._sparse_count(residual.numel())
         flat = residual.flatten()
         chosen = flat.abs().topk(count, sorted=False).indices.sort().values
-        values = layer.save(flat[chosen])
+        values = layer.save(flat[chosen], "bias_values")
         matrix = torch.zeros_like(flat)
         matrix[chosen] = values.to(matrix)
         columns = residual.shape[1]
@@ -262,15 +273,17 @@ class Forms:
         a, b = factorization(delta.shape[0], self.options.factor)
         c, d = factorization(delta.shape[1], self.options.factor)
         w1, w2 = nearest_kronecker(delta.flatten(1), (a, c))
-        slots = {"lokr_w1": layer.save(w1)}
+        slots = {"lokr_w1": layer.save(w1, "lokr_w1")}
         rank = None
         if self.options.rank is None:
-            slots["lokr_w2"] = layer.save(w2.reshape(b, d, *delta.shape[2:]))
+            slots["lokr_w2"] = layer.save(w2.reshape(b, d, *delta.shape[2:]), "lokr_w2")
             second = slots["lokr_w2"].to(delta).flatten(1)
         else:
             low = best_approximation(w2, self.cap(layer.pair), seed=self.options.seed)
             rank = low.rank
-            slots |= {"lokr_w2_a": layer.save(low.up), "lokr_w2_b": layer.save(low.down)}
+            slots |= {
+                slot: layer.save(x, slot) for slot, x in (("lokr_w2_a", low.up), ("lokr_w2_b", low.down))
+            }
             second = slots["lokr_w2_a"].to(delta) @ slots["lokr_w2_b"].to(delta)
         slots["alpha"] = alpha_tensor(float(rank or 1), slots)
         product = kron(slots["lokr_w1"].to(delta), second)
@@ -282,7 +295,7 @@ class Forms:
             base, base + delta, 0 if axis == "out" else 1, self.cap(layer.pair), seed=self.options.seed
         )
         slots = _saved_factors(layer, low)
-        slots["dora_scale"] = layer.save(magnitude)
+        slots["dora_scale"] = layer.save(magnitude, "dora_scale")
         change = dora.delta(
             slots["dora_scale"].to(delta),
             axis,
@@ -306,7 +319,7 @@ class Forms:
             self.unfit.append((share, layer.pair.name))
         shape = [1, -1] + [1] * (base.ndim - 2) if base.ndim > 2 else [-1]
         slots = {
-            "weight": layer.save(vector.reshape(shape)),
+            "weight": layer.save(vector.reshape(shape), "weight"),
             "on_input": torch.tensor(axis, dtype=torch.int64),
         }
         left = delta - slots["weight"].to(delta).reshape(vector.shape) * base
@@ -330,8 +343,8 @@ def _base(layer: Difference) -> Tensor:
 
 def _saved_factors(layer: Difference, low: LowRank) -> dict[str, Tensor]:
     """A LoRA's slots with ``c = 1``."""
-    core = None if low.core is None else layer.save(low.core)
-    saved = LowRank(layer.save(low.up), layer.save(low.down), core)
+    core = None if low.core is None else layer.save(low.core, "lora_mid.weight")
+    saved = LowRank(layer.save(low.up, "lora_up.weight"), layer.save(low.down, "lora_down.weight"), core)
     return _lora_slots(saved, layer.delta.shape[2:])
 
 

@@ -118,7 +118,7 @@ def merge_adapters(
             kohya = kohya_factors(group, merger, concat=options.concat) if options.compat == "kohya" else None
             modules.append((group, merger.merge(group) if kohya is None else merger.as_stored(group, *kohya)))
             progress.advance(group.nbytes)
-    refuse_warnings(merger.warnings, strict=options.strict)
+    refuse_warnings(merger.underflow.warnings(), strict=options.strict)
     plan = file_of(modules)
     verified = None
     if not options.dry_run:
@@ -143,7 +143,7 @@ def merge_adapters(
         tensors=len(plan.tensors),
         nbytes=plan.nbytes,
         adapters=tuple(weighted.report for weighted in adapters),
-        warnings=(*warnings, *merger.warnings),
+        warnings=(*warnings, *merger.underflow.warnings()),
         dry_run=options.dry_run,
         relative_error=None if truncation is None else truncation.relative_error,
         verified=verified,

@@ -18,8 +18,9 @@ from lycotool.io.store import TensorStore
 from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg.low_rank import LowRank, concat
+from lycotool.linalg.underflow import Underflow
 from lycotool.models.layers import AmbiguousNameError, Layer, LayerIndex
-from lycotool.ops._common import WriteOptions, cast_checked, listed, saved_dtype
+from lycotool.ops._common import WriteOptions, cast_checked, listed, refuse_warnings, saved_dtype
 from lycotool.ops._merge_parts import Group, Part, is_baseless, keeps_form
 from lycotool.ops._methods import Combination
 from lycotool.ops._render import (
@@ -75,7 +76,7 @@ class Merger:
         self._combination = combination
         self._spelling = spelling
         self._in_one_form = in_one_form
-        self.warnings: list[str] = []
+        self.underflow = Underflow()
 
     @property
     def is_dense(self) -> bool:
@@ -92,16 +93,23 @@ class Merger:
         Raises
         ------
         IncompatibleError
-            Listing modules of different sizes, and modules that need a base.
+            Naming a module that does not fit the base, or listing modules of different sizes and
+            modules that need a base.
         """
         faults: list[str] = []
         baseless: list[str] = []
         for group in groups:
-            sizes = {outline(part.module) for part in group.parts}
+            if (layer := self._layer(group)) is not None:
+                for part in group.parts:
+                    with _placed(part):
+                        part.module.detected.check_fits(layer.weight.shape)
             for axis, name in enumerate(("rows", "columns")):
-                found = {size[axis] for size in sizes if size[axis] is not None}
+                found: dict[int, Part] = {}
+                for part in group.parts:
+                    if (size := outline(part.module)[axis]) is not None:
+                        found.setdefault(size, part)
                 if len(found) > 1:
-                    text = " and ".join(str(size) for size in sorted(s for s in found if s is not None))
+                    text = " and ".join(f"{size} in {found[size].adapter.path}" for size in sorted(found))
                     faults.append(f"{group.name}: {name} differ: {text}")
             dependent = group.needs_base if self._in_one_form else not is_baseless(group.parts)
             if self._layers is None and dependent:
@@ -120,10 +128,9 @@ class Merger:
         if self._combination.is_dense:
             return self._dense(group)
         if len(group.parts) == 1 and keeps_form(group.parts[0]) and not self._in_one_form:
-            return self._kept(group.parts[0])
-        with _placed(group):
-            bounds = self._bounds(group)
-            return self._closed(group, bounds) or self._low_rank(group, bounds) or self._dense(group)
+            return self._kept(group)
+        bounds = self._bounds(group)
+        return self._closed(group, bounds) or self._low_rank(group, bounds) or self._dense(group)
 
     def dtype(self, group: Group) -> str:
         """What the module is saved in, by its name in safetensors."""
@@ -136,21 +143,21 @@ class Merger:
 
         None stands for a weight or bias that no adapter changes.
         """
-        with _placed(group):
-            shape = self.shape(group)
-            base = self._base_weight(group) if group.needs_base else None
-            weights: dict[int, Tensor] = {}
-            biases: dict[int, Tensor] = {}
-            for part, (bound, weight) in zip(group.parts, self._bounds(group), strict=True):
-                strength = self._combination.strength(weight)
+        shape = self.shape(group)
+        base = self._base_weight(group) if group.needs_base else None
+        weights: dict[int, Tensor] = {}
+        biases: dict[int, Tensor] = {}
+        for part, (bound, weight) in zip(group.parts, self._bounds(group), strict=True):
+            strength = self._combination.strength(weight)
+            with _placed(part):
                 if group.has_weight:
                     weights[part.index] = weight_change(
                         part.module.detected, bound, shape, base, strength=strength
                     )
                 bias = bias_change(part.module.detected, bound, strength=strength)
-                if bias is not None:
-                    biases[part.index] = bias
-            return self._total(group, "weight", weights), self._total(group, "bias", biases)
+            if bias is not None:
+                biases[part.index] = bias
+        return self._total(group, "weight", weights), self._total(group, "bias", biases)
 
     def factors(self, group: Group) -> LowRank | None:
         """The sum's exact factors, or None where a part has none or the method needs more."""
@@ -179,7 +186,7 @@ class Merger:
         """A LoRA of factors that go with an alpha other than their rank."""
         merged = self._saved(group, factors, "lora")
         slots = {**merged.make(), "alpha": alpha_tensor(alpha, merged.make())}
-        return self._planned(slots, "lora", factors["lora_down.weight"].shape[0])
+        return self._planned(group, slots, "lora", factors["lora_down.weight"].shape[0])
 
     def base_weight(self, group: Group) -> Tensor | None:
         """The layer's weight in the base checkpoint, where there is one."""
@@ -214,11 +221,12 @@ class Merger:
     def _bounds(self, group: Group) -> list[tuple[Bound, float]]:
         return [(self.load(part), part.weight) for part in group.parts]
 
-    def _kept(self, part: Part) -> Merged:
+    def _kept(self, group: Group) -> Merged:
         """One adapter's module in its own form, its weight folded into one factor."""
+        (part,) = group.parts
         self.load(part)  # refuses NaN and Inf
         slots = kept_form(part.adapter, part.module, weight=part.weight, save=self._cast)
-        return self._planned(slots, part.module.detected.label, part.module.dims.rank)
+        return self._planned(group, slots, part.module.detected.label, part.module.dims.rank)
 
     def _closed(self, group: Group, bounds: list[tuple[Bound, float]]) -> Merged | None:
         """The sum in the parts' own form, where the algorithm is closed under addition."""
@@ -242,7 +250,8 @@ class Merger:
             compute = part.module.detected.algorithm.factors
             if compute is None or part.module.detected.dora_slot is not None:
                 return None
-            low = compute(bound)
+            with _placed(part):
+                low = compute(bound)
             if low is None:
                 return None
             factors.append(low.scaled(weight))
@@ -254,7 +263,8 @@ class Merger:
     def _summed_biases(self, group: Group, bounds: Sequence[tuple[Bound, float]]) -> Tensor | None:
         total: Tensor | None = None
         for part, (bound, weight) in zip(group.parts, bounds, strict=True):
-            change = bias_change(part.module.detected, bound, strength=weight)
+            with _placed(part):
+                change = bias_change(part.module.detected, bound, strength=weight)
             if change is not None:
                 total = change if total is None else total + change
         return total
@@ -269,7 +279,9 @@ class Merger:
 
         def make() -> dict[str, Tensor]:
             found = zip((weight, bias), self.change(group), strict=True)
-            return {slot: self._cast(x, dtype, group.name) for slot, x in found if x is not None}
+            made = {slot: self._cast(x, dtype, f"{group.name}.{slot}") for slot, x in found if x is not None}
+            refuse_warnings(self.underflow.warnings(), strict=self._options.strict)
+            return made
 
         return Merged(plans, make, "norm" if group.is_vector else "full", None)
 
@@ -287,7 +299,9 @@ class Merger:
         dtype = self.dtype(group)
         saved = {
             slot: self._cast(
-                tensor, dtype if tensor.is_floating_point() else from_torch(tensor.dtype), group.name
+                tensor,
+                dtype if tensor.is_floating_point() else from_torch(tensor.dtype),
+                f"{group.name}.{slot}",
             )
             for slot, tensor in slots.items()
             if slot != "alpha"
@@ -296,19 +310,17 @@ class Merger:
         if "alpha" in slots:
             rank = int(slots["alpha"].item())
             saved["alpha"] = alpha_tensor(float(rank), saved)
-        return self._planned(saved, label, rank)
+        return self._planned(group, saved, label, rank)
 
-    def _planned(self, slots: dict[str, Tensor], label: str, rank: int | None) -> Merged:
+    def _planned(self, group: Group, slots: dict[str, Tensor], label: str, rank: int | None) -> Merged:
         if self._spelling != "kohya" and "lora_up.weight" in slots:
-            slots = without_alpha(slots)
+            slots = without_alpha(slots, group.name, self.underflow)
         plans = {slot: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for slot, t in slots.items()}
         return Merged(plans, lambda: slots, label, rank)
 
     def _cast(self, tensor: Tensor, stored: str, key: str) -> Tensor:
         dtype = saved_dtype(self._options.dtype, stored)
-        saved = cast_checked(tensor, dtype, path="merged adapter", key=key)
-        if saved.is_floating_point() and not saved.any() and tensor.any():
-            self.warnings.append(f"{key}: underflow: every value rounds to 0 in {dtype}")
+        saved = cast_checked(tensor, dtype, path="merged adapter", key=key, underflow=self.underflow)
         return saved.to("cpu")
 
     def _layer(self, group: Group) -> Layer | None:
@@ -323,18 +335,18 @@ class Merger:
         layer = self._layer(group)
         if layer is None or self._base is None:
             where = self._base.path if self._base else "(none given)"
+            part = next((part for part in group.parts if part.module.detected.needs_base), group.parts[0])
             raise IncompatibleError(
-                f"matches no layer of the base {where}", path=group.parts[0].adapter.path, key=group.name
+                f"matches no layer of the base {where}", path=part.adapter.path, key=part.module.name
             )
         param = layer.weight
         return param.view(self._base.tensor(param.key).to(self._device, torch.float32))
 
 
 @contextmanager
-def _placed(group: Group) -> Iterator[None]:
-    """Name the module whose tensors turn out not to fit."""
+def _placed(part: Part) -> Iterator[None]:
+    """Name the file and the module whose tensors turn out not to fit."""
     try:
         yield
     except MismatchError as error:
-        path = group.parts[0].adapter.path
-        raise IncompatibleError(str(error), path=path, key=group.name) from None
+        raise IncompatibleError(str(error), path=part.adapter.path, key=part.module.name) from None

@@ -12,6 +12,7 @@ from lycotool.formats.keys import SPELLED
 from lycotool.io.dtypes import FLOATING, from_torch
 from lycotool.io.hashes import LEGACY_HASH, MODEL_HASH
 from lycotool.io.header import DTYPE_BITS
+from lycotool.linalg.underflow import Underflow
 from lycotool.models.naming import unet_kernel
 from lycotool.ops._adapter import Adapter, AdapterModule
 from lycotool.ops._common import cast_checked
@@ -90,8 +91,8 @@ def kept_form(
     return slots
 
 
-def without_alpha(slots: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A LoRA for dialects without alpha: ``c`` folded into the up factor."""
+def without_alpha(slots: dict[str, Tensor], name: str, underflow: Underflow) -> dict[str, Tensor]:
+    """The LoRA of this name for dialects without alpha: ``c`` folded into the up factor."""
     alpha = slots.get("alpha")
     if alpha is None:
         return slots
@@ -101,15 +102,18 @@ def without_alpha(slots: dict[str, Tensor]) -> dict[str, Tensor]:
         for slot in ("lora_up.weight", "lora_up.bias"):
             if slot in rest:
                 scaled = rest[slot].float() * scale
-                rest[slot] = cast_checked(scaled, from_torch(rest[slot].dtype), path="the result", key=slot)
+                dtype, key = from_torch(rest[slot].dtype), f"{name}.{slot}"
+                rest[slot] = cast_checked(scaled, dtype, path="the result", key=key, underflow=underflow)
     return rest
 
 
-def spelled(adapter: Adapter, module: AdapterModule, slots: dict[str, Tensor]) -> dict[str, Tensor]:
+def spelled(
+    adapter: Adapter, module: AdapterModule, slots: dict[str, Tensor], underflow: Underflow
+) -> dict[str, Tensor]:
     """A module's slots by key, in the file's spelling and without an alpha where it has none."""
     spelling = adapter.keys.spelling
     if spelling != "kohya" and "alpha" not in module.keys and "lora_up.weight" in slots:
-        slots = without_alpha(slots)
+        slots = without_alpha(slots, module.name, underflow)
     return {
         module.keys.get(slot, f"{module.name}.{SPELLED[spelling].get(slot, slot)}"): tensor
         for slot, tensor in slots.items()

@@ -27,6 +27,7 @@ from lycotool.linalg.spectra import (
     stacked_grams,
     truncated_stack,
 )
+from lycotool.linalg.underflow import Underflow
 from lycotool.models.naming import split_name
 from lycotool.ops._adapter import Adapter, AdapterModule
 from lycotool.ops._budget import ranks_for_size
@@ -201,6 +202,7 @@ class Resizer:
         # Unknown tensors stay in the file: here they are only left alone.
         self._warnings = [w.replace(", left aside", ", carried over unchanged") for w in adapter.warnings]
         self._warnings += adapter.notes
+        self._underflow = Underflow()
 
     def run(self, output: str) -> ResizeResult:
         """Choose the ranks and write."""
@@ -218,6 +220,7 @@ class Resizer:
         reports = tuple(_report(candidate, rank) for candidate, rank in zip(candidates, picked, strict=True))
         refuse_warnings(self._warnings, strict=options.strict)
         tensors, plan = self._build(candidates, picked, carried)
+        refuse_warnings(lost := self._underflow.warnings(), strict=options.strict)
         if not options.dry_run:
             write_file(target, plan, lambda key: [as_bytes(tensors[key])])
         labels: dict[str, int] = {}
@@ -231,7 +234,7 @@ class Resizer:
             relative_error=_relative_error(candidates, picked),
             bytes_before=sum(path.stat().st_size for path in adapter.store.files),
             bytes_after=plan.nbytes,
-            warnings=tuple(self._warnings),
+            warnings=(*self._warnings, *lost),
             dry_run=options.dry_run,
         )
 
@@ -362,7 +365,12 @@ class Resizer:
             ups, downs = truncated_stack(found, rank, *factors)
         dtype = saved_dtype(self._options.dtype, common_dtype([(self._adapter, first.module)]))
         names = [candidate.module.name for candidate in group]
-        saved = [cast_batch_checked(side, dtype, path=path, keys=names).cpu() for side in (ups, downs)]
+        saved = [
+            cast_batch_checked(
+                side, dtype, path=path, keys=[f"{name}.{slot}" for name in names], underflow=self._underflow
+            ).cpu()
+            for slot, side in zip(_TWO_FACTORS, (ups, downs), strict=True)
+        ]
         tensors: dict[str, Tensor] = {}
         for candidate, up, down in zip(group, *saved, strict=True):
             low = LowRank(up, down).padded(rank)  # only `--compat kohya` asks for more than there is
@@ -384,16 +392,16 @@ class Resizer:
                 slots[slot] = self._save(store.tensor(key), store.info(key).dtype, key)
         # LoRA keeps its scale in alpha; LoHa and LoKr have theirs folded into the factors.
         slots["alpha"] = alpha_tensor((module.dims.scale if _is_lora(module) else 1.0) * rank, slots)
-        return spelled(self._adapter, module, slots)
+        return spelled(self._adapter, module, slots, self._underflow)
 
     def _carried(self, module: AdapterModule) -> dict[str, Tensor]:
         """A module as it is."""
         slots = kept_form(self._adapter, module, weight=1.0, save=self._save)
-        return spelled(self._adapter, module, slots)
+        return spelled(self._adapter, module, slots, self._underflow)
 
     def _save(self, tensor: Tensor, stored: str, key: str) -> Tensor:
         dtype = saved_dtype(self._options.dtype, stored)
-        return cast_checked(tensor, dtype, path=self._adapter.path, key=key).cpu()
+        return cast_checked(tensor, dtype, path=self._adapter.path, key=key, underflow=self._underflow).cpu()
 
     def _load(self, module: AdapterModule, *, check: bool) -> Bound:
         """The module in float32; LoRA without its scale, which alpha carries."""

@@ -21,8 +21,17 @@ from lycotool.io.nameless import NamelessFile
 from lycotool.io.preflight import prepare_output, reason_of
 from lycotool.io.shards import publish_all
 from lycotool.io.writer import FilePlan, TensorPlan, staged_file
+from lycotool.linalg.underflow import Underflow
 from lycotool.ops._adapter import Adapter
-from lycotool.ops._common import as_bytes, cast_checked, count_labels, default_name, provenance, saved_dtype
+from lycotool.ops._common import (
+    as_bytes,
+    cast_checked,
+    count_labels,
+    default_name,
+    provenance,
+    refuse_warnings,
+    saved_dtype,
+)
 from lycotool.ops._render import STALE_METADATA, alpha_tensor, spelled
 
 if TYPE_CHECKING:
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
     from lycotool.ops.resize import ResizeOptions
 
 
-def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int]:
+def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int, list[str]]:
     """Write one file for each multiple of the unit.
 
     Returns
@@ -40,6 +49,8 @@ def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int]:
         The files, smallest rank first.
     int
         Their bytes together.
+    list of str
+        Warnings: what became zero, one line for each file.
 
     Raises
     ------
@@ -69,10 +80,14 @@ def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int]:
              for rank in range(unit, largest + 1, unit)]  # fmt: skip
     targets = [prepare_output(name, inputs=adapter.store.files, force=options.force) for name in names]
     nbytes = 0
+    warnings: list[str] = []
     with ExitStack() as stack:
         finished: list[tuple[Path, NamelessFile]] = []
         for target, rank in zip(targets, range(unit, largest + 1, unit), strict=True):
-            tensors = dict(_sliced(adapter, rank, options))
+            underflow = Underflow()
+            tensors = dict(_sliced(adapter, rank, options, underflow))
+            refuse_warnings(lost := underflow.warnings(), strict=options.strict, path=adapter.path)
+            warnings += [f"rank {rank}: {text}" for text in lost]
             plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
             metadata = {k: v for k, v in adapter.store.metadata.items() if k not in STALE_METADATA}
             alphas = {float(t) for key, t in tensors.items() if key.endswith(".alpha")}
@@ -87,7 +102,7 @@ def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int]:
                 finished.append((target, stack.enter_context(staged_file(target, plan, produce))))
         if finished:
             _publish(finished)
-    return names, nbytes
+    return names, nbytes, warnings
 
 
 def _bytes_of(tensors: Mapping[str, Tensor], key: str) -> list[memoryview]:
@@ -102,7 +117,9 @@ def _publish(finished: Sequence[tuple[Path, NamelessFile]]) -> None:
         raise OutputError(reason_of(error), path=finished[0][0].parent) from error
 
 
-def _sliced(adapter: Adapter, rank: int, options: ResizeOptions) -> Iterator[tuple[str, Tensor]]:
+def _sliced(
+    adapter: Adapter, rank: int, options: ResizeOptions, underflow: Underflow
+) -> Iterator[tuple[str, Tensor]]:
     """The first ranks of every module; the scale stays (``--compat kohya``: alpha stays)."""
     for module in adapter.modules.values():
         keep = min(rank, module.dims.rank or 1)
@@ -116,10 +133,10 @@ def _sliced(adapter: Adapter, rank: int, options: ResizeOptions) -> Iterator[tup
             elif slot.startswith("org_module"):
                 continue
             dtype = saved_dtype(options.dtype, adapter.store.info(key).dtype)
-            slots[slot] = cast_checked(tensor, dtype, path=adapter.path, key=key)
+            slots[slot] = cast_checked(tensor, dtype, path=adapter.path, key=key, underflow=underflow)
         if options.compat != "kohya":
             slots["alpha"] = alpha_tensor(module.dims.scale * keep, slots)
-        yield from spelled(adapter, module, slots).items()
+        yield from spelled(adapter, module, slots, underflow).items()
     keys = adapter.keys
     for key in (*keys.embeddings, *keys.unknown, *keys.orphans):
         yield key, adapter.store.tensor(key)

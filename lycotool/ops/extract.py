@@ -133,7 +133,11 @@ def extract(
         tensors = extractor.run()
         if tensors is None:  # the first process has the result
             return _received(world)
-        warnings = (*(warning for store in stores for warning in store.warnings), *extractor.warnings)
+        warnings = (
+            *(warning for store in stores for warning in store.warnings),
+            *extractor.warnings,
+            *extractor.underflow.warnings(),
+        )
         refuse_warnings(warnings, strict=options.strict)
         plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
         plan = FilePlan(plans, extractor.metadata(), hashed=True)

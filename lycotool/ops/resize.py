@@ -136,7 +136,7 @@ def _check_options(options: ResizeOptions) -> None:
 
 
 def _split(adapter: Adapter, options: ResizeOptions) -> ResizeResult:
-    names, nbytes = split(adapter, options)
+    names, nbytes, lost = split(adapter, options)
     return ResizeResult(
         outputs=tuple(names),
         modules=(),
@@ -145,6 +145,6 @@ def _split(adapter: Adapter, options: ResizeOptions) -> ResizeResult:
         relative_error=0.0,
         bytes_before=sum(path.stat().st_size for path in adapter.store.files),
         bytes_after=nbytes,
-        warnings=(*adapter.warnings, *adapter.notes),
+        warnings=(*adapter.warnings, *adapter.notes, *lost),
         dry_run=options.dry_run,
     )

@@ -281,6 +281,7 @@ def _run(
             dtype=options.save.save_dtype,
             keep=options.save.keep_saves,
             finish=_finish(options, ready.base.family),
+            warn=observers.warning,
         )
         between = Between(
             run,

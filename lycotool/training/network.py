@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from lycotool.algorithms.alpha import alpha_tensor
 from lycotool.algorithms.training import CannotTrainError
 from lycotool.errors import IncompatibleError, NumericError, UsageError
-from lycotool.linalg.finite import is_finite
+from lycotool.linalg.finite import extremes, is_finite
+from lycotool.linalg.underflow import Underflow
 from lycotool.training.adapter import AdapterLayer
 from lycotool.training.geometry import describe_layer
 from lycotool.training.masks import ELEMENTS, Dropouts, MaskSpec, draw_masks
@@ -262,13 +263,17 @@ class Network(nn.Module):
             tensor.copy_(state[key])
 
     @torch.no_grad()
-    def export(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def export(
+        self, dtype: torch.dtype | None = None, underflow: Underflow | None = None
+    ) -> dict[str, Tensor]:
         """The adapter file's tensors, on the CPU, by the keys sd-scripts and LyCORIS write.
 
         Parameters
         ----------
         dtype
             To save in; None keeps the parameters'.
+        underflow
+            Told what becomes zero.
 
         Raises
         ------
@@ -283,7 +288,9 @@ class Network(nn.Module):
                 if saved.is_floating_point():
                     if not is_finite(saved):
                         raise NumericError("has NaN or infinite values", key=f"{name}.{slot}")
-                    saved = saved if dtype is None else saved.to(dtype)
+                    exact, saved = saved, saved if dtype is None else saved.to(dtype)
+                    if underflow is not None and exact.numel():
+                        underflow.look(exact, saved, max(map(abs, extremes(exact))), f"{name}.{slot}")
                     if not is_finite(saved):
                         raise NumericError(
                             f"overflows {str(dtype).removeprefix('torch.')}", key=f"{name}.{slot}"

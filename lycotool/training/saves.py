@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lycotool.io.dtypes import OPTION_DTYPES, as_bytes, from_torch, to_torch
 from lycotool.io.nameless import temporary_beside
 from lycotool.io.writer import FilePlan, TensorPlan, write_file
+from lycotool.linalg.underflow import Underflow
 from lycotool.training.metadata import RunMetadata
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Saver:
         How many of the others are kept; None keeps all.
     finish
         Turns the file into another format; None leaves it.
+    warn
+        Told what became zero in a file.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Saver:
         dtype: str,
         keep: int | None,
         finish: Finish | None,
+        warn: Callable[[str], None],
     ) -> None:
         self._network = network
         self._metadata = metadata
@@ -52,6 +56,7 @@ class Saver:
         self._dtype = to_torch(OPTION_DTYPES[dtype])
         self._keep = keep
         self._finish = finish
+        self._warn = warn
         self._written: list[list[str]] = []
 
     @property
@@ -90,7 +95,10 @@ class Saver:
         self._written = value
 
     def _write(self, path: Path, step: int, epoch: int) -> list[str]:
-        tensors = self._network.export(self._dtype)
+        underflow = Underflow()
+        tensors = self._network.export(self._dtype, underflow)
+        for text in underflow.warnings():
+            self._warn(f"{path.name}: {text}")
         plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
         plan = FilePlan(plans, self._metadata.at(step, epoch), hashed=True)
 

@@ -156,3 +156,47 @@ def test_file_whose_name_ends_like_a_strength(in_folder: Path) -> None:
     write(in_folder / "base.safetensors", checkpoint())
     write(in_folder / "a:1", lora())
     assert run("merge", "base.safetensors", "a:1", "-o", "out.safetensors").exit_code == 0
+
+
+SPARSE = {
+    "lora_unet_down_a.bias_indices": torch.tensor([[0, 50], [0, 1]], dtype=torch.int16),
+    "lora_unet_down_a.bias_values": torch.ones(2),
+    "lora_unet_down_a.bias_size": torch.tensor([6, 5], dtype=torch.int16),
+}
+
+
+@pytest.mark.parametrize(
+    ("second", "more", "message"),
+    [
+        (lora(width=9), (), "columns differ: 5 in a.safetensors and 9 in b.safetensors"),
+        (
+            lora(width=9),
+            ("--base", "base.safetensors"),
+            "b.safetensors: lora_unet_down_a: is made for a 6x9 weight",
+        ),
+        (
+            {**lora(), **SPARSE},
+            (),
+            "b.safetensors: lora_unet_down_a: bias_indices point outside a [6, 5] matrix",
+        ),
+        (
+            {**lora(), **SPARSE},
+            ("--method", "ties", "--density", 1),
+            "b.safetensors: lora_unet_down_a: bias_indices point outside",
+        ),
+    ],
+)
+def test_the_file_that_does_not_fit_is_named(
+    second: dict[str, torch.Tensor],
+    more: tuple[object, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("base.safetensors"), checkpoint())
+    write(Path("a.safetensors"), lora())
+    write(Path("b.safetensors"), second)
+    result = run("merge", "a.safetensors", "b.safetensors", *more)
+    assert result.exit_code == 5
+    assert message in result.stderr

@@ -162,9 +162,7 @@ def fuzz(count: int, names: list[str]) -> None:
             seeds = [f"{seed}-{n}" for n in range(first, min(first + BATCH, count))]
             done = done + execute(target, seeds, finds)
             print(
-                f"{names[0]}: {done.executions} executions in {done.seconds:.0f} s, {done.accepted} accepted, "
-                f"{done.refused} refused, longest {done.longest * 1000:.0f} ms, grown by "
-                f"{done.grown / 2**20:.0f} MiB, {len(finds)} finds so far",
+                f"{names[0]}: {done}, {done.seconds:.0f} s in all, {len(finds)} finds so far",
                 flush=True,
             )
     for find in finds[:50]:

@@ -210,9 +210,11 @@ ROWS: tuple[Row, ...] = (
             NUMERIC, "inf|NaN|overflow", verbs=("inspect", "check", "fold", "bake"),
             by_verb={"check": Expected.of(CHECK, "fp16-overflow")}),
     refused("B30", "values below the range of fp16", put(up=torch.full((16, 4), 3e-8)), CHECK, "",
-            options=("--dtype", "fp16", "--verify"), verbs=("convert",),
-            decision="small values round to zero as in any cast; --verify, the default of `convert` where tensors"
-            " change, finds what that loses"),
+            options=("--dtype", "fp16", "--verify"), verbs=("convert",)),
+    taken("B30w", "the same without verification", put(up=torch.full((16, 4), 3e-8)), "underflow: off by",
+          options=("--dtype", "fp16"), verbs=("resize",)),
+    refused("B30s", "the same, --strict", put(up=torch.full((16, 4), 3e-8)), INCOMPATIBLE, "underflow: off by",
+            options=("--dtype", "fp16", "--strict"), verbs=("resize", "convert")),
     refused("B31", "complex weights", put(up=torch.ones(16, 4, dtype=torch.complex64)), BAD_INPUT, "complex"),
     refused("B32", "no adapter key", lambda _: {"x": torch.zeros(1)}, INCOMPATIBLE, "no adapter",
             by_verb={"check": Expected((OK, CHECK))}),
@@ -220,7 +222,7 @@ ROWS: tuple[Row, ...] = (
           lambda state: state.update({"lora_unet_ghost.alpha": torch.tensor(8.0)}), "ghost",
           by_verb={"convert": Expected.of(INCOMPATIBLE, "ghost")}),
     taken("B34", "another rank", lambda _: good(rank=8, alpha=8.0)),
-    refused("B35", "another width", lambda _: good(width=32), INCOMPATIBLE, r"\d+ ?[x,×] ?\d+|\d+ and \d+",
+    refused("B35", "another width", lambda _: good(width=32), INCOMPATIBLE, r"\d+ ?[x,×] ?\d+|\d+ in .* and \d+ in",
             verbs=("merge", "fold", "bake")),
     taken("B36", "LoKr", _lokr, by_verb={
         "resize": _REFUSED, "merge": _REFUSED, "fold": _REFUSED, "convert": Expected.of(INCOMPATIBLE, "lokr")}),

@@ -51,7 +51,7 @@ MOST_MEMORY = 256 * 2**20
 #: What is refused although the reference takes it, by what the message says.
 _STRICTER = ("duplicate", "limit is", "number of dimensions", "overflows", "is not a list of sizes")
 
-_MODULES = (
+MODULES = (
     "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q",
     "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
     "transformer.single_transformer_blocks.0.attn.to_q",
@@ -65,7 +65,7 @@ _MODULES = (
 _SLOTS = tuple(
     sorted({slot.name for algorithm in ALGORITHMS for layout in algorithm.layouts for slot in layout.slots})
 )
-_ENDINGS = (
+ENDINGS = (
     *_SLOTS,
     "lora_A.weight",
     "lora_B.weight",
@@ -76,7 +76,7 @@ _ENDINGS = (
     "weight",
 )
 _SIZES = (0, 1, 2, 3, 4, 8, 16, 2**31, 2**62, 2**63)
-_TOKENS = (
+TOKENS = (
     b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\u0000", b"\\ud800", b"null", b"true", b"-1", b"1e9", b"NaN",
     b"0.5", b"18446744073709551616", b"9223372036854775807", b'"__metadata__"', b'"dtype"', b'"shape"',
     b'"data_offsets"', b"F32", b"F4", b"\xff", b"\x00", b"\x1b[31m", b"\xe2\x80\xae", b"[" * 500,
@@ -94,7 +94,7 @@ def mutated(data: bytes, draw: Random) -> bytes:
             case 1:
                 out[place : place + draw.randint(0, 12)] = b""
             case 2:
-                out[place:place] = draw.choice(_TOKENS)
+                out[place:place] = draw.choice(TOKENS)
             case 3:
                 out[place:place] = out[place : place + draw.randint(0, 40)]
             case 4:
@@ -122,7 +122,7 @@ def shapes(draw: Random) -> dict[str, tuple[int, ...]]:
         name = draw.choice(list(found))
         found[name] = tuple(draw.choice(_SIZES) for _ in range(draw.randint(0, 5)))
         if draw.random() < 0.5:
-            found[draw.choice(_ENDINGS)] = tuple(draw.choice(_SIZES) for _ in range(draw.randint(0, 4)))
+            found[draw.choice(ENDINGS)] = tuple(draw.choice(_SIZES) for _ in range(draw.randint(0, 4)))
     return found
 
 
@@ -150,7 +150,7 @@ def container(draw: Random, *, data: Callable[[int], bytes] = bytes) -> bytes:
     if draw.random() < 0.5:
         header["__metadata__"] = {text(draw): text(draw) for _ in range(draw.randint(0, 4))}
     for _ in range(draw.randint(0, 3)):
-        module = draw.choice(_MODULES)
+        module = draw.choice(MODULES)
         for name, shape in shapes(draw).items():
             count = 1
             for size in shape:
@@ -182,7 +182,7 @@ def text(draw: Random) -> str:
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ud800-\udfff]"
 )
-_TOML = b"""[general]
+TOML = b"""[general]
 resolution = [512, 512]
 enable_bucket = true
 [[datasets]]
@@ -193,14 +193,16 @@ batch_size = 2
   caption_extension = ".txt"
 """
 
-_RECIPE = b"""base = "base.safetensors"
+INDEX = b'{"metadata": {"total_size": 4}, "weight_map": {"a": "s.safetensors"}}'
+
+RECIPE = b"""base = "base.safetensors"
 method = "ties"
 density = 0.5
 [[inputs]]
 file = "a.safetensors"
 strength = 0.7
 """
-_CONFIG = b"""pretrained_model_name_or_path = "model.safetensors"
+CONFIG = b"""pretrained_model_name_or_path = "model.safetensors"
 network_dim = 16
 network_args = ["algo=lokr", "factor=8"]
 learning_rate = 1e-4
@@ -232,7 +234,7 @@ class Targets:
 
     def dialects(self, draw: Random) -> None:
         """Names into modules, and modules into algorithms."""
-        names = [f"{draw.choice(_MODULES)}.{draw.choice(_ENDINGS)}" for _ in range(draw.randint(0, 12))]
+        names = [f"{draw.choice(MODULES)}.{draw.choice(ENDINGS)}" for _ in range(draw.randint(0, 12))]
         if draw.random() < 0.3:
             names.append(text(draw))
         check_names(names)
@@ -259,9 +261,7 @@ class Targets:
 
     def index(self, draw: Random) -> None:
         """The index of a sharded checkpoint."""
-        sound = {"metadata": {"total_size": 4}, "weight_map": {"a": "s.safetensors"}}
-        data = json.dumps(sound).encode()
-        self.index_of(mutated(data, draw) if draw.random() < 0.9 else data)
+        self.index_of(mutated(INDEX, draw) if draw.random() < 0.9 else INDEX)
 
     def index_of(self, data: bytes) -> None:
         """An index with these bytes."""
@@ -272,7 +272,7 @@ class Targets:
 
     def dataset(self, draw: Random) -> None:
         """A dataset file."""
-        self.dataset_of(mutated(_TOML, draw))
+        self.dataset_of(mutated(TOML, draw))
 
     def dataset_of(self, data: bytes) -> None:
         """A dataset file with these bytes."""
@@ -282,7 +282,7 @@ class Targets:
 
     def recipe(self, draw: Random) -> None:
         """A recipe of merge, as a file."""
-        self.recipe_of(mutated(_RECIPE, draw))
+        self.recipe_of(mutated(RECIPE, draw))
 
     def recipe_of(self, data: bytes) -> None:
         """A recipe with these bytes."""
@@ -292,7 +292,7 @@ class Targets:
 
     def configuration(self, draw: Random) -> None:
         """A configuration of sd-scripts."""
-        self.configuration_of(mutated(_CONFIG, draw))
+        self.configuration_of(mutated(CONFIG, draw))
 
     def configuration_of(self, data: bytes) -> None:
         """A configuration with these bytes."""
@@ -376,7 +376,7 @@ def _timed() -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-def _memory() -> int:
+def memory() -> int:
     """The most memory the process has had so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -391,6 +391,12 @@ class Tally:
     longest: float = 0.0
     seconds: float = 0.0
     grown: int = 0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.executions} executions, {self.accepted} accepted, {self.refused} refused, longest "
+            f"{self.longest * 1000:.0f} ms, grown by {self.grown / 2**20:.0f} MiB"
+        )
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -409,7 +415,7 @@ def execute(target: Callable[[Random], None], seeds: Sequence[str], finds: list[
     The seed of a find repeats it.
     """
     tally = Tally()
-    begin, before = time.process_time(), _memory()
+    begin, before = time.process_time(), memory()
     for seed in seeds:
         start = time.process_time()
         try:
@@ -424,7 +430,7 @@ def execute(target: Callable[[Random], None], seeds: Sequence[str], finds: list[
             finds.append(f"{target.__name__} {seed}: {type(error).__name__}: {str(error)[:200]}")
         tally.longest = max(tally.longest, time.process_time() - start)
         tally.executions += 1
-        grown = _memory() - before
+        grown = memory() - before
         if grown > MOST_MEMORY and tally.grown <= MOST_MEMORY:
             finds.append(f"{target.__name__} {seed}: {grown} bytes more than at the start")
         tally.grown = grown

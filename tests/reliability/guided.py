@@ -11,7 +11,10 @@ choices are read from the bytes instead of a generator; the others are the bytes
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -63,34 +66,105 @@ def bare(fuzz: ModuleType, targets: object, name: str, data: bytes) -> None:
             fuzz.check_names(data.decode("utf-8", "replace").split("\n"))
 
 
+#: Executions after which the figures so far are printed.
+BATCH = 25_000
+
+#: Random bytes of a seed whose choices they are.
+_CHOICES = (64, 256, 1024, 4096)
+
+
+def instrumented() -> ModuleType:
+    """The fuzzer's targets, with every branch of lycotool told to libFuzzer.
+
+    What the program imports only when it is used is imported here, or its branches would go uncounted.
+    """
+    import atheris
+
+    with atheris.instrument_imports(include=["lycotool"]):
+        import lycotool
+
+        for module in pkgutil.walk_packages(lycotool.__path__, "lycotool."):
+            if not module.name.endswith("__main__") and ".kernels" not in module.name:
+                importlib.import_module(module.name)
+        from reliability import fuzz
+    return fuzz
+
+
+def plant(fuzz: ModuleType, name: str, folder: Path) -> None:
+    """What a corpus starts from: choices of some length, and a sound input of each kind."""
+    draw = random.Random(name)
+    for size in _CHOICES:
+        for n in range(8):
+            (folder / f"choices-{size}-{n}").write_bytes(b"\x00" + draw.randbytes(size))
+    texts = {"index": fuzz.INDEX, "dataset": fuzz.TOML, "recipe": fuzz.RECIPE, "configuration": fuzz.CONFIG}
+    for n in range(8):
+        match name:
+            case "header" | "report" | "measured":
+                sound = fuzz.container(draw)
+            case "terminal":
+                sound = fuzz.text(draw).encode()
+            case "dialects":
+                sound = "\n".join(
+                    f"{m}.{e}" for m in fuzz.MODULES for e in draw.sample(fuzz.ENDINGS, 3)
+                ).encode()
+            case _:
+                sound = texts[name]
+        (folder / f"sound-{n}").write_bytes(b"\xff" + sound)
+
+
+def dictionary(fuzz: ModuleType, file: Path) -> None:
+    """Words that one seldom comes by a byte at a time."""
+    words = [
+        *fuzz.TOKENS,
+        *(f'"{dtype}"'.encode() for dtype in fuzz.DTYPE_BITS),
+        *(e.encode() for e in fuzz.ENDINGS),
+    ]
+    escaped = ("".join(f"\\x{byte:02x}" for byte in word) for word in words if len(word) < 100)
+    file.write_text("".join(f'"{word}"\n' for word in escaped))
+
+
 def main(name: str, options: list[str]) -> None:
     """Run one target until libFuzzer has had enough."""
     import atheris
 
-    with atheris.instrument_imports(include=["lycotool"]):
-        from lycotool.errors import LycotoolError
-        from reliability import fuzz
+    fuzz = instrumented()
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    targets = fuzz.Targets(folder)
+    target = targets.all()[name]
+    seeds, words = folder / "seeds", folder / "words"
+    seeds.mkdir()
+    plant(fuzz, name, seeds)
+    dictionary(fuzz, words)
+    tally, before = fuzz.Tally(), fuzz.memory()
 
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        targets = fuzz.Targets(Path(folder))
-        target = targets.all()[name]
+    def once(data: bytes) -> None:
+        start = time.process_time()
+        try:
+            if data[:1] < b"\x80":
+                target(Choices(data[1:]))
+            else:
+                bare(fuzz, targets, name, data[1:])
+            tally.accepted += 1
+        except fuzz.LycotoolError:
+            tally.refused += 1
+        took = time.process_time() - start
+        tally.longest = max(tally.longest, took)
+        tally.executions += 1
+        if tally.executions % BATCH == 0:
+            tally.grown = fuzz.memory() - before
+            print(f"{name}: {tally}", flush=True)
+        assert took < fuzz.LONGEST, f"{took:.1f} s"
 
-        def once(data: bytes) -> None:
-            start = time.process_time()
-            try:
-                if data[:1] < b"\x80":
-                    target(Choices(data[1:]))
-                else:
-                    bare(fuzz, targets, name, data[1:])
-            except LycotoolError:
-                pass
-            took = time.process_time() - start
-            assert took < fuzz.LONGEST, f"{took:.1f} s"
-
-        # Python and torch take about 400 MB; what comes on top is the bound.
-        limit = f"-rss_limit_mb={512 + fuzz.MOST_MEMORY // 2**20}"
-        atheris.Setup([sys.argv[0], limit, "-timeout=60", *options], once)
+    # Python and torch take about 400 MB; what comes on top is the bound.
+    limit = f"-rss_limit_mb={512 + fuzz.MOST_MEMORY // 2**20}"
+    fixed = [limit, "-timeout=60", "-max_len=8192", "-print_final_stats=1", f"-dict={words}"]
+    # libFuzzer keeps what it finds in the first folder and only reads the others.
+    has_corpus = any(not option.startswith("-") for option in options)
+    atheris.Setup([sys.argv[0], *fixed, *options, *([] if has_corpus else [str(seeds)]), str(seeds)], once)
+    try:
         atheris.Fuzz()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
