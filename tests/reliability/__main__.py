@@ -4,7 +4,7 @@
 
     python -m tests.reliability table                 what the table has, and what is not tried
     python -m tests.reliability faults [JOB...]       every error, signal and cut at every call
-    python -m tests.reliability kills N MEGABYTES     SIGKILL spread over a large write
+    python -m tests.reliability kills N MEGABYTES     SIGKILL, SIGINT and SIGTERM spread over a large write
     python -m tests.reliability disk STEPS            a disk that fills up, in so many steps
     python -m tests.reliability memory STEPS          less and less memory, in so many steps
     python -m tests.reliability writers ROUNDS        four writers of one output
@@ -30,7 +30,7 @@ from reliability.full_disk import run_on_full_disk
 from reliability.fuzz import Tally, Targets, execute
 from reliability.lab import Server
 from reliability.table import CASES, ELSEWHERE, ROWS, RUNS, UNTRIED
-from reliability.test_faults import kills_of_a_large_write, writers_of_one_output
+from reliability.test_faults import signals_in_a_large_write, writers_of_one_output
 from reliability.test_full_disk import LARGE, four_mebibytes
 from reliability.test_resources import MEMORY_VERBS, memory_ladder, wide
 
@@ -126,14 +126,18 @@ def memory(steps: int) -> None:
 
 
 def kills(count: int, megabytes: int) -> None:
-    """Kill a large write."""
+    """Kill, interrupt and end a large write."""
     server = Server(faults=False)
-    with tempfile.TemporaryDirectory() as folder:
-        litter = kills_of_a_large_write(server, Path(folder), megabytes=megabytes, count=count)
+    for number, times in ((signal.SIGKILL, count), (signal.SIGINT, count // 4), (signal.SIGTERM, count // 4)):
+        with tempfile.TemporaryDirectory() as folder:
+            found = signals_in_a_large_write(server, Path(folder), number, megabytes=megabytes, count=times)
+        print(
+            f"{times} {number.name} in writes of {megabytes} MB: {found.stopped} ended it, within "
+            f"{found.longest:.2f} s; {found.old} left the old file, {found.new} the new one, "
+            f"{found.hidden} a hidden one",
+            flush=True,
+        )
     server.close()
-    print(
-        f"{count} kills in writes of {megabytes} MB: always the old file or the new; {litter} left a hidden file"
-    )
 
 
 def writers(rounds: int) -> None:

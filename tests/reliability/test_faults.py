@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from reliability.injection import (
     strike_signals,
     strike_truncations,
 )
-from reliability.lab import OK, OUTPUT, Server, Setting, Snapshot, digest_of
+from reliability.lab import INTERRUPTED, OK, OUTPUT, TERMINATED, Server, Setting, Snapshot, digest_of
 from reliability.tensors import companions
 
 
@@ -106,31 +107,74 @@ def test_files_that_cannot_be_mapped_are_refused_to_who_tries(server: Server, tm
 
 
 def test_kill_at_random_times(server: Server, tmp_path: Path) -> None:
-    kills_of_a_large_write(server, tmp_path, megabytes=64, count=6)
+    signals_in_a_large_write(server, tmp_path, signal.SIGKILL, megabytes=64, count=6)
 
 
-def kills_of_a_large_write(server: Server, folder: Path, *, megabytes: int, count: int) -> int:
-    """SIGKILL spread over the time of a large write; how many left a temporary file."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_at_random_times(number: int, server: Server, tmp_path: Path) -> None:
+    found = signals_in_a_large_write(server, tmp_path, number, megabytes=64, count=3)
+    assert not found.hidden
+
+
+@dataclass
+class Signalled:
+    """What a signal at several times of a write left.
+
+    Attributes
+    ----------
+    old, new
+        How often the old file was there afterwards, and the new one.
+    stopped
+        How often the program was still running.
+    hidden
+        How often a temporary file was left.
+    longest
+        Seconds from the signal to the end.
+    """
+
+    old: int = 0
+    new: int = 0
+    stopped: int = 0
+    hidden: int = 0
+    longest: float = 0.0
+
+
+def signals_in_a_large_write(
+    server: Server, folder: Path, number: int, *, megabytes: int, count: int
+) -> Signalled:
+    """A signal, spread over the time that a large write takes: the old file or the new one, whole."""
     large(folder, megabytes)
     out = folder / "out.safetensors"
     argv = ("bake", "large.safetensors", "thin.safetensors", "--force", "-o", out.name)
-    out.write_bytes(b"old")
-    ended = server.run(folder, argv)
-    assert ended.code == OK, ended.text
+    for _ in range(2):  # the first run also fills the system's caches
+        out.write_bytes(b"old")
+        ended = server.run(folder, argv)
+        assert ended.code == OK, ended.text
     size, new = out.stat().st_size, digest_of(out)
     inputs = {path: digest_of(path) for path in folder.iterdir() if path != out}
-    litter = 0
+    codes = {signal.SIGKILL: -9, signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+    found = Signalled()
     for step in range(count):
         out.write_bytes(b"old")
         delay = ended.seconds * (step + 0.5) / count
-        server.run(folder, argv, Setting(kill_after=delay))
-        assert out.read_bytes() == b"old" if out.stat().st_size != size else digest_of(out) == new
+        struck = server.run(folder, argv, Setting(kill_after=delay, kill_with=number))
+        assert struck.code in (codes[number], OK), struck.text
+        if out.stat().st_size == size:
+            assert digest_of(out) == new
+            found.new += 1
+        else:
+            assert out.read_bytes() == b"old"
+            assert struck.code != OK
+            found.old += 1
+        if struck.code != OK:
+            found.stopped += 1
+            found.longest = max(found.longest, struck.seconds - delay)
         left = [path for path in folder.iterdir() if path.name.startswith(".lycotool-")]
-        litter += bool(left)
+        found.hidden += bool(left)
         for path in left:
             path.unlink()
     assert {path: digest_of(path) for path in folder.iterdir() if path != out} == inputs
-    return litter
+    return found
 
 
 @pytest.mark.parametrize("rounds", [3])
