@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
+from reliability.outputs import check_file
 
 HERE = Path(__file__).parent
 
@@ -307,7 +306,7 @@ class Watched:
         written = set(outputs)
         assert after.without(written) == self.before.without(written), ended.text  # I2
         for name in written & after.entries.keys():
-            _check_output(self.folder / name)  # I4
+            check_file(self.folder / name, is_canonical=ended.argv[0] != "inspect")  # I4
 
     def _check_text(self, stream: bytes, ended: Ended) -> None:
         found = _UNSAFE_TEXT.search(stream.decode("utf-8"))
@@ -317,18 +316,3 @@ class Watched:
 def watched(folder: Path) -> Watched:
     """Remember what is in a folder."""
     return Watched(folder, Snapshot.of(folder))
-
-
-def _check_output(path: Path) -> None:
-    """The reference can read it, and every number in it is finite."""
-    if path.is_dir():
-        for file in path.rglob("*.safetensors"):
-            _check_output(file)
-        return
-    if path.suffix != ".safetensors":
-        return
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dict
-            tensor = file.get_tensor(name)
-            if tensor.is_floating_point() and tensor.numel():
-                assert torch.isfinite(tensor.float()).all(), f"{name} is not finite"

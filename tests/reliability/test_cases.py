@@ -12,6 +12,7 @@ import pytest
 from reliability.accounts import contents, unaccounted
 from reliability.cases import INPUTS, VERBS, Case, Expected
 from reliability.lab import OK, Server, Setting, Snapshot, watched
+from reliability.outputs import not_announced
 from reliability.table import CASES, RUNS
 from reliability.tensors import companions
 
@@ -46,6 +47,7 @@ def test_case(
                 contents(tmp_path / _without_strength(path.replace("{x}", name))) for path in INPUTS[verb]
             ]
             assert not unaccounted(verb, inputs, contents(tmp_path / case.output), said)  # I8
+            assert not not_announced(verb, case.options, inputs, tmp_path / case.output, said)  # I4
 
 
 def _again(
