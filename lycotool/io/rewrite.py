@@ -9,7 +9,6 @@ their blocks, which is what they ask for.
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
@@ -20,14 +19,12 @@ from typing import BinaryIO
 
 from lycotool.errors import BadInputError, OutputError
 from lycotool.io.header import MAX_HEADER_BYTES, read_header
+from lycotool.io.kernel import copy_range
 from lycotool.io.store import CHUNK_BYTES, SafetensorsFile
 from lycotool.io.whole import whole_file
 
 #: Blocks that file systems share; the data section keeps its offset in them.
 _BLOCK = 4096
-
-#: What `copy_file_range` says where it cannot: another file system, an old kernel, a pipe.
-_CANNOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 
 
 def header_with(file: SafetensorsFile, metadata: Mapping[str, str]) -> bytes:
@@ -78,18 +75,7 @@ def _copy(source: BinaryIO | io.FileIO, target: BinaryIO, start: int, stop: int)
     position = min(stop, start + -start % _BLOCK)
     _copy_through_memory(source, target, start, position)
     target.flush()
-    while position < stop and hasattr(os, "copy_file_range"):
-        try:
-            count = os.copy_file_range(
-                source.fileno(), target.fileno(), min(stop - position, 2**30), position
-            )
-        except OSError as error:
-            if error.errno in _CANNOT:
-                break
-            raise
-        if not count:
-            break
-        position += count
+    position += copy_range(source.fileno(), target.fileno(), position, stop)
     target.seek(0, os.SEEK_END)
     _copy_through_memory(source, target, position, stop)
 

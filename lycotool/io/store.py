@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 from lycotool.errors import BadInputError, ResourceError
 from lycotool.io.dtypes import to_torch
 from lycotool.io.header import TensorInfo, read_header
+from lycotool.io.kernel import copy_range
 from lycotool.io.passing import KEPT_BYTES, PassingHash
 from lycotool.io.preflight import reason_of
 from lycotool.lazy import torch
@@ -174,6 +175,35 @@ class SafetensorsFile:
         except OSError as error:
             raise unreadable(error, self._shown_as, name) from error
 
+    @property
+    def is_read(self) -> bool:
+        """Whether its bytes have to pass through this process: for a hash, or because they are here."""
+        return self._passing is not None or self._kept is not None
+
+    def copy_to(self, name: str, descriptor: int) -> None:
+        """Write the tensor's bytes where another file stands; the system does it where it can.
+
+        Raises
+        ------
+        OSError
+            If the other file cannot be written.
+        """
+        info = self.tensors[name]
+        start = self.data_start + info.start
+        copied = (
+            0 if self.is_read else copy_range(self._file.fileno(), descriptor, start, start + info.nbytes)
+        )
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, info.nbytes - copied)))
+        while copied < info.nbytes:
+            piece = buffer[: info.nbytes - copied]
+            self._read(name, copied, piece)
+            copied += len(piece)
+            while piece:
+                piece = piece[os.write(descriptor, piece) :]
+        with reading(self._shown_as):
+            if self._look() != self._state:
+                raise BadInputError("the file changed while it was read", path=self._shown_as, key=name)
+
     def read_small(self, names: Sequence[str]) -> list[bytes]:
         """The bytes of tensors of a few bytes each; whether the file changed is looked at once."""
         found: list[bytes] = []
@@ -212,6 +242,23 @@ class SafetensorsFile:
         """Close the file; what was read of it is right, whatever the system says now."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The bytes of a tensor as they stand in a file, for a writer who has them copied by the system."""
+
+    file: SafetensorsFile
+    name: str
+
+    @property
+    def nbytes(self) -> int:
+        """How many they are."""
+        return self.file.tensors[self.name].nbytes
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The bytes themselves, in pieces."""
+        return self.file.chunks(self.name)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from lycotool.io.nameless import NamelessFile, nameless_file
 from lycotool.io.preflight import check_space as check_space
 from lycotool.io.preflight import prepare_output as prepare_output
 from lycotool.io.preflight import reason_of
-from lycotool.io.store import CHUNK_BYTES
+from lycotool.io.store import CHUNK_BYTES, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,8 @@ _ASIDE = 2**15
 _FLUSH_BYTES = 64 * 2**20
 
 #: Gives a tensor's bytes when the writer reaches it; each piece stays as it is until the next
-#: but one is asked for.
-Producer = Callable[[str], Iterable[memoryview]]
+#: but one is asked for. What stands in a file already may be named instead.
+Producer = Callable[[str], Iterable[memoryview | Stored]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,9 +274,12 @@ def _fill(
     flusher = _Flusher(descriptor)
     waiting: list[Future[None]] = []
 
-    def store(piece: memoryview) -> None:
-        _write_all(descriptor, piece)
-        flusher.wrote(len(piece))
+    def store(piece: memoryview | Stored) -> None:
+        if isinstance(piece, Stored):
+            piece.file.copy_to(piece.name, descriptor)
+        else:
+            _write_all(descriptor, piece)
+        flusher.wrote(piece.nbytes)
 
     with (
         ThreadPoolExecutor(1, "lycotool-hash") as hashing,
@@ -289,17 +292,22 @@ def _fill(
             digest = hashlib.sha256() if digested else None
             sinks = [sink.update for sink in (running, digest) if sink is not None]
             written = 0
-            for piece in produce(name):
+            for piece in _pieces(produce(name), in_memory=bool(sinks)):
                 # The memory of the piece before is used again for the one after this.
                 _finish(waiting)
-                if len(piece) >= _ASIDE:
-                    waiting = [*(hashing.submit(sink, piece) for sink in sinks), writing.submit(store, piece)]
+                waiting = []
+                if not isinstance(piece, Stored):
+                    for sink in sinks:
+                        if len(piece) >= _ASIDE:
+                            waiting.append(hashing.submit(sink, piece))
+                        else:
+                            sink(piece)
+                if piece.nbytes >= _ASIDE:
+                    waiting.append(writing.submit(store, piece))
                 else:
-                    waiting = []
-                    for sink in (*sinks, store):
-                        sink(piece)
-                written += len(piece)
-                advance(len(piece))
+                    store(piece)
+                written += piece.nbytes
+                advance(piece.nbytes)
             if written != plan.tensors[name].nbytes:
                 raise AssertionError(f"{name}: produced {written} of {plan.tensors[name].nbytes} bytes")
             if digest is not None:
@@ -316,6 +324,15 @@ def _fill(
         os.lseek(descriptor, 0, os.SEEK_SET)
         _write_all(descriptor, memoryview(final))
     return digests
+
+
+def _pieces(produced: Iterable[memoryview | Stored], *, in_memory: bool) -> Iterator[memoryview | Stored]:
+    """What was produced; with ``in_memory`` the bytes of what was only named, which are hashed."""
+    for piece in produced:
+        if in_memory and isinstance(piece, Stored):
+            yield from piece.chunks()
+        else:
+            yield piece
 
 
 def _finish(waiting: Iterable[Future[None]]) -> None:

@@ -13,7 +13,7 @@ from lycotool.algorithms.detection import bias_change, weight_change
 from lycotool.errors import IncompatibleError
 from lycotool.formats.quantisation import FLOAT8, Scaled
 from lycotool.io.dtypes import to_torch
-from lycotool.io.store import TensorStore
+from lycotool.io.store import SafetensorsFile, Stored, TensorStore
 from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg.finite import extremes
@@ -26,6 +26,10 @@ from lycotool.ops._read_ahead import ReadAhead, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+#: Bytes of a tensor that are worth a system call of their own.
+_COPIED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,24 @@ class Source:
         """The scales that change with their weights: their keys to the weights'."""
         return {self.scaled[key].scale: key for key in self.edits if key in self.scaled}
 
-    def in_turn(self, keys: Iterable[str]) -> Iterator[Wanted]:
-        """What is read of the checkpoint when these tensors are written."""
+    def as_stored(self, key: str) -> Stored | None:
+        """A large tensor that the system can copy from file to file, because nobody here reads it."""
+        file, name = self.store.entries[key]
+        if not self.is_copied(key) or not isinstance(file, SafetensorsFile) or file.is_read:
+            return None
+        return Stored(file, name) if file.tensors[name].nbytes >= _COPIED_BYTES else None
+
+    def in_turn(self, keys: Iterable[str], *, by_system: bool) -> Iterator[Wanted]:
+        """What is read of the checkpoint when these tensors are written.
+
+        Parameters
+        ----------
+        by_system
+            Whether what :meth:`as_stored` gives is left to the system.
+        """
         for key in keys:
+            if by_system and self.as_stored(key) is not None:
+                continue
             if self.is_copied(key):
                 yield Wanted(self.store, key, is_copied=True)
             elif key not in self.changed_scales:
@@ -140,6 +159,8 @@ class Baker:
     underflow
         What became zero, but in scaled weights: there what is small beside its block's largest
         value becomes zero, and ``n`` such values have less than ``√n · 2e-6`` of the norm.
+    by_system
+        Whether large copied tensors are only named, because whoever writes them hashes nothing.
     """
 
     source: Source
@@ -150,12 +171,14 @@ class Baker:
     reconstruction_error: float = 0.0
     scales: dict[str, Tensor] = field(default_factory=dict)
     underflow: Underflow = field(default_factory=Underflow)
+    by_system: bool = False
     _ahead: ReadAhead | None = None
 
     @contextmanager
     def reading_ahead(self, keys: Iterable[str]) -> Iterator[None]:
         """Read the checkpoint on another thread while these tensors are asked for in this order."""
-        self._ahead = ReadAhead(self.source.in_turn(keys), pinned=self.device.type == "cuda")
+        wanted = self.source.in_turn(keys, by_system=self.by_system)
+        self._ahead = ReadAhead(wanted, pinned=self.device.type == "cuda")
         try:
             yield
         finally:
@@ -166,7 +189,7 @@ class Baker:
         numbers = self.source.numbers
         return numbers.tensor(key) if self._ahead is None else self._ahead.tensor(numbers, key)
 
-    def produce(self, key: str) -> Iterable[memoryview]:
+    def produce(self, key: str) -> Iterable[memoryview | Stored]:
         """The bytes of one tensor as they are written.
 
         Raises
@@ -177,6 +200,8 @@ class Baker:
             If its dtype makes zero of more than rounding does, and that is to be an error.
         """
         source = self.source
+        if self.by_system and (stored_bytes := source.as_stored(key)) is not None:
+            return [stored_bytes]
         if source.is_copied(key):
             store = source.store
             return store.chunks(key) if self._ahead is None else self._ahead.chunks(store, key)

@@ -250,7 +250,9 @@ def _write(
     command: str,
     progress: Progress,
 ) -> BakeResult:
-    baker = Baker(source, resolve_device(options.device), options.unbake, options.strict)
+    hashed = options.verify or any(file.plan.hashed or file.plan.spec_hashed for file in layout.files)
+    device = resolve_device(options.device)
+    baker = Baker(source, device, options.unbake, options.strict, by_system=not hashed)
     verifier = None
     if options.verify:
         device = resolve_device(options.device, float64=True)
