@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Without a terminal: a line each so many per cent.
 _SHARE = 5
 
+#: Columns that the bar takes beside the numbers: its label, itself, steps and time.
+_BESIDE_NUMBERS = 40
+
 
 class TrainProgress(Observer):
     """A Rich bar on a terminal; a line now and then elsewhere."""
@@ -38,12 +41,14 @@ class TrainProgress(Observer):
         if on_terminal and not self._out.quiet and not self._out.json:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.table import Column
 
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
+                # Where there is little room, the bar gives way: not the counts and not the time.
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[numbers]}", markup=False),
                 console=Console(stderr=True),
                 transient=True,
@@ -93,7 +98,8 @@ class TrainProgress(Observer):
     def step(self, record: StepRecord) -> None:
         """Loss, smoothed loss, learning rate, images per second, memory."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=record.step, numbers=_numbers(record))
+            room = self._bar.console.width - _BESIDE_NUMBERS
+            self._bar.update(self._task, completed=record.step, numbers=_numbers(record, room))
             return
         share = record.step * 100 // max(1, self._steps) // _SHARE
         if share > self._shown or record.step == self._steps:
@@ -120,7 +126,8 @@ class TrainProgress(Observer):
         self._task = self._bar.add_task(label, total=total, completed=done, numbers="")
 
 
-def _numbers(record: StepRecord) -> str:
+def _numbers(record: StepRecord, room: int | None = None) -> str:
+    """Loss and whatever else there is room for, the most wanted first."""
     lrs = sorted(set(record.lr.values()), reverse=True)
     parts = [
         f"loss {record.loss:.4f}",
@@ -130,7 +137,11 @@ def _numbers(record: StepRecord) -> str:
     ]
     if record.peak_bytes:
         parts.append(human_bytes(record.peak_bytes))
-    return ", ".join(parts)
+    kept: list[str] = []
+    for part in sorted(parts, key=lambda part: not part.startswith(("loss", "lr"))):
+        if room is None or not kept or len(", ".join([*kept, part])) <= room:
+            kept.append(part)
+    return ", ".join(part for part in parts if part in kept)
 
 
 def plan_lines(plan: TrainPlan) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import signal
 import socket
 from pathlib import Path
@@ -12,6 +14,10 @@ import torch
 from helpers import read, run, succeed
 from safetensors import safe_open
 from training.runs import base_file, write_pictures
+
+from lycotool.cli._output import Output
+from lycotool.cli._train_report import TrainProgress
+from lycotool.training.observe import StepRecord
 
 SMALL = (
     "--resolution",
@@ -244,3 +250,31 @@ def test_a_loss_that_is_not_finite_names_step_images_and_layer(
     assert ".png" in result.stderr
     assert "first seen in the output of unet." in result.stderr
     assert not (in_folder / "a.safetensors").exists()
+
+
+class Screen(io.StringIO):
+    """What a terminal is sent."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(50, "loss 0.1234"), (80, "loss 0.1234, smoothed 0.2345, lr 0.0002"),
+                                                (120, "loss 0.1234, smoothed 0.2345, lr 0.0002, 12.30 images/s, 1.0 GiB")])  # fmt: skip
+def test_the_bar_keeps_steps_and_time_where_there_is_little_room(
+    columns: int, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", screen := Screen())
+    with TrainProgress(Output(quiet=False, json=False)) as progress:
+        progress.begin(0, 12000)
+        progress.step(StepRecord(
+            step=1234, loss=0.1234, smoothed_loss=0.2345, lr={"unet": 2e-4}, images_per_second=12.3, peak_bytes=2**30,
+            epoch=1, grad_norm=1.0,
+        ))  # fmt: skip
+        progress._bar.refresh()
+    last = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", screen.getvalue())]
+    line = next(line for line in reversed(last) if "training" in line)
+    assert re.search(r" 1234/12000 [-0-9]:[-0-9]+:[-0-9]+ " + re.escape(shown) + r" *$", line), line
+    assert len(line) <= columns
