@@ -204,6 +204,8 @@ def _meant(given: str, known: Iterable[str]) -> str | None:
     'did you mean ties?'
     >>> _meant("float16", ["fp32", "fp16"])
     'did you mean fp16?'
+    >>> _meant("--log", ["--algo", "--log-file", "--log-every"])
+    'did you mean --log-file or --log-every?'
     >>> _meant("zzz", ["exact", "ties"])
     """
     import difflib
@@ -211,6 +213,7 @@ def _meant(given: str, known: Iterable[str]) -> str | None:
     known = list(known)
     near = [name for name in _ELSEWHERE.get(given.lower(), ()) if name in known]
     near = near or [name for name in known if name.lower() == given.lower()]
+    near = near or [name for name in known if len(given) > 3 and name.startswith(given.lower())][:2]
     near = near or difflib.get_close_matches(given.lower(), known, 2, 0.6)
     if len(near) > 1 and given.lower() not in _ELSEWHERE:
         first, second = (difflib.SequenceMatcher(None, given.lower(), name).ratio() for name in near[:2])

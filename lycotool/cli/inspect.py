@@ -238,7 +238,11 @@ def inspect(
     out = Output(json=json_output, quiet=quiet)
     names = expand(files)
     if not names:
-        raise UsageError("no safetensors files in there", path=files[0])
+        raise UsageError(
+            "no safetensors files in there",
+            path=files[0],
+            hint="other files are read where they are named: pickles with `--allow-pickle`",
+        )
     editing = bool(set_ or unset or strip_training_data)
     measuring = stats or check or compare is not None or plot is not None
     _refuse_ignored(

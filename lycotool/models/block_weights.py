@@ -212,15 +212,15 @@ def parse_weights(text: str) -> list[float]:
     Raises
     ------
     ValueError
-        If it is neither.
+        If it is neither: what is wrong, and what could stand there.
     """
     listed = PRESETS.get(text.upper(), text)
     try:
         weights = [float(item) for item in listed.split(",")]
     except ValueError:
-        meant = _meant(text, PRESETS)
         raise ValueError(
-            f"{text[:80]} is no list of block weights and no preset{meant}; they are {', '.join(PRESETS)}"
+            f"{text[:80]} is no list of block weights and no preset{_meant(text, PRESETS)}",
+            f"presets are {', '.join(PRESETS)}; a list is numbers with commas, one for each block",
         ) from None
     if not all(math.isfinite(weight) for weight in weights):
         raise ValueError(f"block weights must be finite: {text[:80]}")

@@ -218,7 +218,8 @@ class Extractor:
         if not tensors:
             raise IncompatibleError(
                 "the checkpoints do not differ in any layer", path=self._tuned.path,
-                details=[f"{reason}: {len(names)} layers" for reason, names in self.skipped.items()],
+                details=[f"{reason}: {len(names)}" for reason, names in self.skipped.items()],
+                hint="name the base first, then the checkpoint that was tuned; `lycotool inspect FILE --hashes` tells equal files",
             )  # fmt: skip
         return tensors
 

@@ -121,7 +121,8 @@ def weigh(adapter: Adapter, named: AdapterInput, options: StrengthOptions) -> We
             weights = None if text is None else parse_weights(text)
             blocks = BlockWeights(family, weights, options.lbw_rules)
         except ValueError as error:
-            raise UsageError(str(error), path=named.path) from None
+            message, *hint = map(str, error.args)
+            raise UsageError(message, path=named.path, hint=hint[0] if hint else None) from None
     return Weighted(
         adapter,
         named.strength,

@@ -144,11 +144,19 @@ def convert(entry: Declared, value: object) -> Any:  # noqa: ANN401 - the option
     """
     if entry.count == 1:
         return _convert_one(entry, value)
+    given = value
     if isinstance(value, str) and entry.count is not None:
         value = value.lower().replace("x", ",").split(",")
     elif not isinstance(value, list | tuple):
         value = [value]
-    items = [_convert_one(entry, item) for item in value]
+    try:
+        items = [_convert_one(entry, item) for item in value]
+    except UsageError as error:
+        if given is value:
+            raise
+        raise UsageError(
+            f"{given!r}, expected {_article(entry.kind)} or {entry.count}, such as 768,512"
+        ) from error
     if entry.count is not None:
         if len(items) == 1:
             items *= entry.count

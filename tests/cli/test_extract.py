@@ -1199,6 +1199,7 @@ def test_identical_checkpoints() -> None:
     code, text = refuse(model(), model())
     assert code == 5
     assert "do not differ" in text
+    assert "name the base first" in text
 
 
 def test_the_same_file_twice() -> None:

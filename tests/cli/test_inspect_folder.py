@@ -134,6 +134,7 @@ def test_a_folder_without_models(tmp_path: Path) -> None:
     result = run("inspect", tmp_path)
     assert result.exit_code == 2
     assert "no safetensors files in there" in result.stderr
+    assert "hint: other files are read where they are named" in result.stderr
 
 
 def test_what_cannot_be_read_is_listed_and_decides_the_exit_code(folder: Path) -> None:

@@ -117,6 +117,7 @@ def test_provenance_records_the_factors(tmp_path: Path) -> None:
         (("merge", BASE), "there is nothing to merge"),
         (("merge", BASE, LORA, "--lbw", "1,2,3"), "3 block weights, expected 17 or 26 for sd1"),
         (("merge", BASE, LORA, "--lbw", "LOUD"), "no list of block weights and no preset"),
+        (("merge", BASE, LORA, "--lbw", "MIDDD"), "did you mean MIDD?\nhint: presets are NONE, ALL"),
         (("merge", BASE, LORA, "--te", "nan"), "--te is nan"),
         (("bake", BASE, f"{LORA}:te=inf"), "te is inf"),
         (("bake", BASE, f"{LORA}:te=x"), "te=x is no number"),

@@ -113,6 +113,18 @@ def test_json_names_the_output() -> None:
         (["images/0.png", "images"], 3, ""),
         (["{base}", "empty"], 3, "no images"),
         (["{base}", "images", "--preset", "no-such"], 2, "no preset is named"),
+        (["{base}", "images", "--log", "a.jsonl"], 2, "did you mean --log-file"),
+        (
+            ["{base}", "images", "--resolution", "512x"],
+            2,
+            "--resolution is '512x', expected a whole number or 2",
+        ),
+        (
+            ["{base}", "images", "--resolution", 32, "--bucket-reso-steps", 64],
+            2,
+            "or switch `enable_bucket` off",
+        ),
+        (["{base}", "images", "--resolution", 33, "--no-enable-bucket"], 2, "the next is 40x40"),
         (["{base}", "images", "--factor", 4], 2, "factor does not apply to lora"),
         (["{base}", "images", "--optimizer", "adamv"], 2, "did you mean adamw"),
         (["{base}", "images", "--optimizer-arg", "decay=1"], 2, "adamw has no argument decay"),

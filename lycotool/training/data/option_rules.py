@@ -72,12 +72,16 @@ def check_buckets(options: DataOptions) -> None:
     if not options.enable_bucket:
         if width % 8 or height % 8:
             raise UsageError(
-                f"`resolution` is {width}x{height}; without buckets its sides must be multiples of 8"
+                f"`resolution` is {width}x{height}; without buckets its sides must be multiples of 8",
+                hint=f"the next is {-(-width // 8) * 8}x{-(-height // 8) * 8}",
             )
         return
     step = options.bucket_reso_steps
     if min(width, height) < step:
-        raise UsageError(f"`bucket_reso_steps` is {step}, more than the resolution's {min(width, height)}")
+        raise UsageError(
+            f"`bucket_reso_steps` is {step}, more than the resolution's {min(width, height)}",
+            hint=f"give `bucket_reso_steps` {max(1, min(width, height) // 16) * 8}, or switch `enable_bucket` off",
+        )
     if options.bucket_no_upscale:
         return
     low = options.min_bucket_reso - options.min_bucket_reso % step
