@@ -9,7 +9,7 @@ from lycotool.errors import UsageError
 from lycotool.lazy import torch
 from lycotool.training.bases.images import encode_images
 from lycotool.training.bases.model import BaseModel
-from lycotool.training.bases.residence import bring, send_away
+from lycotool.training.bases.residence import bring, is_away, send_away
 from lycotool.training.bases.schedule import with_zero_terminal_snr
 from lycotool.training.bases.text import encode_text
 from lycotool.training.checkpointing import set_checkpointing
@@ -54,18 +54,22 @@ def make_run(ready: Trainable, observer: Observer) -> Run:
     if options.optimizer.fused_backward and ready.world.size > 1:
         raise UsageError("--fused-backward is for one GPU: several add up all gradients together")
     stepper = _stepper(ready)
-    if options.compute.base_dtype is not None:  # asked for where memory is scarce: the VAE needs it first
-        send_away(base, base.unet)
+    if options.compute.base_dtype is not None or is_away(
+        base, base.unet
+    ):  # memory is scarce: one after another
+        send_away(base, base.unet, *base.text_encoders)
     latents = latents_of(options, base, ready.dataset, observer, ready.world)
     held_out = ready.dataset.validation
     validated = None if held_out is None else latents_of(options, base, held_out, observer, ready.world)
+    if not ready.keeps_vae:
+        send_away(base, base.vae)
     texts = None if any(component != "unet" for component in ready.lrs) else texts_of(options, base)
     inputs = input_maker(ready, ready.dataset, latents, texts)
     if texts is not None:
         _fill_texts(ready, inputs, texts, observer)
-    if not ready.keeps_vae:
-        send_away(base, base.vae)
-    if not ready.keeps_text:
+    if ready.keeps_text:
+        bring(base, *base.text_encoders)
+    else:
         send_away(base, *base.text_encoders)
     bring(base, base.unet)
     set_checkpointing(base, ready.lrs, enabled=bool(options.compute.gradient_checkpointing))

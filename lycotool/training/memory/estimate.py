@@ -42,7 +42,7 @@ class MemoryEstimate:
     workspace
         Of libraries: an assumption, :data:`WORKSPACE`.
     encoding
-        The fullest moment before training: images through the VAE.
+        The fullest moment before training, where networks come one after another: images through the VAE, mostly.
     total
         The larger of the two moments.
     gradient_checkpointing
@@ -84,7 +84,6 @@ def estimate_memory(ready: Trainable, *, checkpoint: bool) -> MemoryEstimate:
         *(base.text_encoders if ready.keeps_text else ()),
         *([base.vae] if ready.keeps_vae else ()),
     ]
-    leaving = [model for model in (base.vae, *base.text_encoders) if model not in staying]
     weights = sum(map(frozen_bytes, staying)) + network
     caches = _latent_bytes(ready)
     (size, batch) = max(_batches(ready), key=lambda shape: shape[0][0] * shape[0][1] * shape[1])
@@ -100,7 +99,8 @@ def estimate_memory(ready: Trainable, *, checkpoint: bool) -> MemoryEstimate:
     kept = weights + trained + gradients + optimizer + caches + WORKSPACE
     if ready.keeps_vae:
         step = max(step, while_encoding)
-    encoding = sum(map(frozen_bytes, leaving)) + trained + caches + WORKSPACE + while_encoding
+    texts = sum(map(frozen_bytes, base.text_encoders))
+    encoding = trained + caches + WORKSPACE + max(frozen_bytes(base.vae) + while_encoding, texts)
     return MemoryEstimate(
         base=weights,
         parameters=trained,

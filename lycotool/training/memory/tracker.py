@@ -35,6 +35,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ----------
     known
         Tensors that are there already and are not counted.
+    copies_inputs
+        Whether a convolution has a copy of its input beside it while it runs.
 
     Attributes
     ----------
@@ -42,10 +44,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Bytes alive now, and the most there were.
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, known: Iterable[Tensor] = (), *, copies_inputs: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.current: int = 0
         self.peak: int = 0
+        self._copies_inputs = copies_inputs
         self._sizes: dict[int, int] = {}
         self._watches: dict[int, weakref.ref[Any]] = {}
         self._known = [tensor.untyped_storage() for tensor in known]  # held, so that no address is used again
@@ -57,6 +60,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in (result,) if isinstance(result, torch.Tensor) else tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._count(leaf)
+        if self._copies_inputs and func is torch.ops.aten.convolution.default:
+            self.peak = max(self.peak, self.current + blocks(args[0].nbytes))
         return result
 
     def _count(self, tensor: Tensor) -> None:

@@ -173,6 +173,16 @@ def test_encoding_is_what_the_vae_takes(pictures: Path) -> None:
         assert encoding_bytes(base, (64, 64)) == pytest.approx(tracker.peak, rel=0.02)
 
 
+def test_a_convolution_may_copy_its_input() -> None:
+    x = torch.empty(1, 8, 64, 64, device="meta")
+    weight = torch.empty(2, 8, 3, 3, device="meta")
+    output = 4 * 2 * 62 * 62
+    for copies, expected in ((False, blocks(output)), (True, blocks(output) + x.nbytes)):
+        with Tracker([x, weight], copies_inputs=copies) as tracker:
+            torch.nn.functional.conv2d(x, weight)
+        assert tracker.peak == expected
+
+
 def test_attention_on_meta_keeps_no_matrix_of_pairs() -> None:
     query = torch.empty(1, 2, 4096, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
     with flash_attention(), Tracker([query]) as tracker:
