@@ -80,6 +80,9 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(0) from None
         except (KeyboardInterrupt, _Terminated) as stop:
             _say("interrupted", as_json=as_json)
+            # CPython remembers an interrupt that came through `exec`, as imports of torch have it, until the
+            # next one, and would end by SIGINT instead of with this exit code.
+            exec("")
             raise typer.Exit(exit_code_of(stop)) from None
         except PeerFailedError as end:
             raise typer.Exit(end.exit_code) from None

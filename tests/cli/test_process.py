@@ -198,3 +198,22 @@ def test_tables_in_a_pipe_have_no_spaces_at_the_end(tmp_path: Path) -> None:
     found = process("inspect", DATA / "lora.safetensors", DATA / "loha.safetensors", "--check", cwd=tmp_path)
     assert found.stdout
     assert not any(line.endswith(b" ") for line in found.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("typer", ("--version",)),
+        ("torch", ("resize", DATA / "lora.safetensors", "--rank", 1, "-o", "out.safetensors")),
+    ],
+)
+@pytest.mark.parametrize("code", ["raise KeyboardInterrupt", "exec('raise KeyboardInterrupt')"])
+def test_interrupted_while_importing(
+    module: str, arguments: tuple[object, ...], code: str, tmp_path: Path
+) -> None:
+    """The second is what CPython remembers until the end, to end by SIGINT itself."""
+    (tmp_path / f"{module}.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    result = process(*arguments, cwd=tmp_path, PYTHONPATH=path)
+    assert result.stderr.decode() == "lycotool: error: interrupted\n"
+    assert result.returncode == 130
