@@ -162,7 +162,7 @@ def test_devices_that_are_not_one_for_each(tmp_path: Path) -> None:
 
 
 def test_nobody_there(alone: pytest.MonkeyPatch) -> None:
-    alone.setattr("lycotool.distributed._MEETING", datetime.timedelta(seconds=1))
+    alone.setattr("lycotool.distributed.job._MEETING", datetime.timedelta(seconds=1))
     for name, value in {
         "RANK": "1",
         "WORLD_SIZE": "2",

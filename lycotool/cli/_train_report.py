@@ -17,7 +17,8 @@ from lycotool.training.observe import Observer, StepRecord
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from lycotool.ops.train import TrainPlan, TrainResult
+    from lycotool.ops._train_plan import TrainPlan
+    from lycotool.ops.train import TrainResult
 
 #: Without a terminal: a line each so many per cent.
 _SHARE = 5

@@ -11,77 +11,22 @@ from typing import TYPE_CHECKING
 
 from lycotool.devices import resolve_device
 from lycotool.distributed import World, joined, launched
-from lycotool.errors import OutputError, UsageError
-from lycotool.formats.dialects import DIALECTS
+from lycotool.errors import UsageError
 from lycotool.io.open import open_store
-from lycotool.io.writer import prepare_output
 from lycotool.launching import how_many
 from lycotool.lazy import torch
 from lycotool.ops._adapter import read_adapter
-from lycotool.ops._common import check_suffix, default_name, refuse_warnings
-from lycotool.ops.convert import ConvertOptions, convert
-from lycotool.ops.resize import ResizeOptions, resize
+from lycotool.ops._common import refuse_warnings
+from lycotool.ops._train_output import check_output, finish_of, output_of
+from lycotool.ops._train_plan import TrainPlan, plan_of
 from lycotool.training.observe import Observer, Observers, StepRecord
 from lycotool.training.options import TrainOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from lycotool.training.memory.choice import MemoryChoice
-    from lycotool.training.memory.estimate import MemoryEstimate
-    from lycotool.training.saves import Finish
     from lycotool.training.setup import Trainable
-    from lycotool.training.targets import TableRow
     from lycotool.training.weights import Loaded
-
-#: Names of ``format`` that need no conversion.
-_OWN_FORMATS = ("kohya", "networks.lora", "lycoris.kohya")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainPlan:
-    """What a run will do; all that a dry run gives.
-
-    Attributes
-    ----------
-    family
-        ``sd1``, ``sd2`` or ``sdxl``.
-    modules
-        The module type table.
-    processes
-        That train together, each on a GPU of its own.
-    batch_sizes
-        Images of a batch in all processes together, of each part of the data set.
-    lrs
-        Learning rate by component.
-    memory, available
-        Bytes that a GPU will hold, estimated, and what it can hold. A run on another device is
-        estimated by a dry run only.
-    memory_reason
-        Why gradient checkpointing is on or off, where the options left it open.
-    """
-
-    output: str
-    family: str
-    prediction: str
-    precision: str
-    device: str
-    modules: tuple[TableRow, ...]
-    parameters: int
-    images: int
-    batches_per_epoch: int
-    steps: int
-    epochs: int
-    seed: int
-    processes: int
-    batch_sizes: tuple[int, ...]
-    lrs: Mapping[str, float]
-    gradient_checkpointing: bool
-    memory: MemoryEstimate | None
-    available: int | None
-    memory_reason: str
-    dataset: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +136,7 @@ def check(options: TrainOptions, *, force: bool) -> None:
     from lycotool.training.checks import check_options
     from lycotool.training.presets import read_preset
 
-    _check_output(options, _output(options), force=force)
+    check_output(options, output_of(options), force=force)
     for path in (options.base, options.dataset):
         if not Path(path).exists():
             raise UsageError("no such file or folder", path=path)
@@ -209,17 +154,17 @@ def _train(
     from lycotool.training.memory.exhausted import explained
     from lycotool.training.setup import prepare
 
-    output = _output(options)
+    output = output_of(options)
     state_folder = output.with_name(output.name.removesuffix(".safetensors") + ".state")
     if world.is_main:
-        _check_output(options, output, force=force)
+        check_output(options, output, force=force)
     with explained(options):
         ready = prepare(options, load_weights=_load_weights, weightless=dry_run, world=world)
     choice = None
     if dry_run or ready.device.type == "cuda":
         choice = choose_memory(ready)
         ready = choice.ready
-    plan = _describe(ready, choice, str(output))
+    plan = plan_of(ready, choice, str(output))
     refuse_warnings(plan.warnings, strict=strict)
     for warning in plan.warnings:
         observer.warning(warning)
@@ -280,7 +225,7 @@ def _run(
             output,
             dtype=options.save.save_dtype,
             keep=options.save.keep_saves,
-            finish=_finish(options, ready.base.family),
+            finish=finish_of(options, ready.base.family),
             warn=observers.warning,
         )
         between = Between(
@@ -343,31 +288,6 @@ def require_libraries() -> None:
         raise UsageError(f"training needs {', '.join(missing)}", hint="`pip install 'lycotool[train]'`")
 
 
-def _output(options: TrainOptions) -> Path:
-    if options.output is not None:
-        if options.output == "-":
-            raise UsageError("an adapter in training is a file, not standard output")
-        return Path(options.output)
-    return Path(default_name([options.dataset], f"-{options.network.algo}.safetensors"))
-
-
-def _check_output(options: TrainOptions, output: Path, *, force: bool) -> None:
-    name = options.save.format
-    if name not in _OWN_FORMATS and name not in DIALECTS:
-        raise UsageError(f"--format: no such name: {name}", hint="one of kohya, " + ", ".join(DIALECTS))
-    if options.save.split_dylora and (options.network.algo != "dylora" or name not in _OWN_FORMATS):
-        raise UsageError("--split-dylora is for `--algo dylora` in kohya's format")
-    if options.save.resume is not None and options.save.fresh:
-        raise UsageError("--resume and --fresh contradict each other")
-    inputs = [path for path in (Path(options.base),) if path.is_file()]
-    if name not in _OWN_FORMATS and DIALECTS[name].is_folder:
-        if output.exists() and not force:
-            raise OutputError("exists already", path=output, hint="`--force` replaces it")
-        return
-    check_suffix(str(output))
-    prepare_output(str(output), inputs=inputs, force=force)
-
-
 def _resumed_from(options: TrainOptions, state_folder: Path) -> Path | None:
     from lycotool.training.state import has_state
 
@@ -389,29 +309,6 @@ def _logs(options: TrainOptions, first_step: int, closing: ExitStack) -> list[Ob
     return logs
 
 
-def _finish(options: TrainOptions, family: str) -> Finish | None:
-    """What becomes of the file in kohya's format."""
-    name = options.save.format
-    if options.save.split_dylora:
-        unit = options.network.block_size or 4
-
-        def split(draft: Path, target: Path) -> list[str]:
-            draft.replace(target)
-            folder = ResizeOptions(output=str(target.parent), split=True, unit=unit, force=True)
-            done = resize(str(target), folder)
-            return [str(target), *done.outputs]
-
-        return split
-    if name in _OWN_FORMATS:
-        return None
-
-    def converted(draft: Path, target: Path) -> list[str]:
-        done = convert(str(draft), ConvertOptions(to=name, arch=family, output=str(target), force=True))
-        return [done.output]
-
-    return converted
-
-
 def _load_weights(path: str) -> dict[str, Loaded]:
     """The modules of an adapter file, in float32."""
     from lycotool.training.weights import Loaded
@@ -424,40 +321,6 @@ def _load_weights(path: str) -> dict[str, Loaded]:
             name: Loaded(module.detected, adapter.load(module, device, torch.float32))
             for name, module in adapter.modules.items()
         }
-
-
-def _describe(ready: Trainable, choice: MemoryChoice | None, output: str) -> TrainPlan:
-    from lycotool.training.setup import warnings_of
-
-    table = ready.network.table()
-    return TrainPlan(
-        output=output,
-        family=ready.base.family,
-        prediction=ready.base.prediction,
-        precision=ready.options.compute.precision,
-        device=str(ready.device),
-        modules=table,
-        parameters=sum(row.parameters for row in table),
-        images=ready.dataset.images_per_epoch,
-        batches_per_epoch=ready.plan.batches_per_epoch,
-        steps=ready.plan.steps,
-        epochs=ready.plan.epochs,
-        seed=ready.options.length.seed,
-        processes=ready.world.size,
-        batch_sizes=_batch_sizes(ready),
-        lrs=ready.lrs,
-        gradient_checkpointing=bool(ready.options.compute.gradient_checkpointing),
-        memory=None if choice is None else choice.estimate,
-        available=None if choice is None else choice.available,
-        memory_reason="" if choice is None else choice.reason,
-        dataset=ready.dataset.describe(ready.world.size),
-        warnings=(*warnings_of(ready), *([choice.warning] if choice is not None and choice.warning else [])),
-    )
-
-
-def _batch_sizes(ready: Trainable) -> tuple[int, ...]:
-    groups = sorted({subset.group for subset in ready.dataset.subsets})
-    return tuple(ready.dataset.batch_size_of(group) * ready.world.size for group in groups)
 
 
 def _optimizer_text(options: TrainOptions, arguments: Mapping[str, object]) -> str:

@@ -1,18 +1,29 @@
-"""The Triton kernels against the same formulas in float64."""
+"""The Triton kernels against the same formulas in float64.
+
+Where Triton is installed and there is no GPU, its interpreter runs them, slowly:
+``TRITON_INTERPRET=1 pytest tests/gpu/test_kernels.py``. It truncates to bf16 instead of rounding, so that
+is left out there.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-pytestmark = pytest.mark.gpu
+#: Triton reads the variable when it is imported.
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 #: One rounding of the result, half an eps. Inside all is float32: images four deviations from zero lose four
 #: eps to the subtraction of the mean, which weights of up to four multiply; and exponentials of a few eps.
 TOLERANCE = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-18}
+
+if DEVICE == "cpu":
+    del TOLERANCE[torch.bfloat16]
 
 #: Half of float16's smallest step.
 SMALLEST = 2.0**-25
@@ -46,8 +57,8 @@ def test_group_norm(shape: tuple[int, ...], groups: int, silu: bool, dtype: torc
     from lycotool.training.kernels.group_norm import group_norm
 
     generator = torch.Generator().manual_seed(0)
-    x = (4 + torch.randn(shape, generator=generator)).cuda().to(dtype)
-    weight, bias = (torch.randn(shape[1], generator=generator).cuda().to(dtype) for _ in range(2))
+    x = (4 + torch.randn(shape, generator=generator)).to(DEVICE).to(dtype)
+    weight, bias = (torch.randn(shape[1], generator=generator).to(DEVICE).to(dtype) for _ in range(2))
 
     def exact(x: Tensor) -> Tensor:
         y = torch.nn.functional.group_norm(x, groups, weight.double(), bias.double(), 1e-5)
@@ -62,7 +73,7 @@ def test_group_norm(shape: tuple[int, ...], groups: int, silu: bool, dtype: torc
 def test_geglu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     from lycotool.training.kernels.geglu import geglu
 
-    x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).cuda().to(dtype)
+    x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE).to(dtype)
 
     def exact(x: Tensor) -> Tensor:
         a, b = x.chunk(2, -1)
@@ -78,8 +89,8 @@ def test_scaled_backward(shape: tuple[int, int], has_bias: bool, dtype: torch.dt
     from lycotool.training.kernels.columns import scaled_backward
 
     generator = torch.Generator().manual_seed(0)
-    dy, y = (torch.randn(shape, generator=generator).cuda().to(dtype) for _ in range(2))
-    gain, bias = (torch.randn(shape[1], generator=generator).cuda().to(dtype) for _ in range(2))
+    dy, y = (torch.randn(shape, generator=generator).to(DEVICE).to(dtype) for _ in range(2))
+    gain, bias = (torch.randn(shape[1], generator=generator).to(DEVICE).to(dtype) for _ in range(2))
     scaled, sums = scaled_backward(dy, y, gain, bias if has_bias else None)
     exact = dy.double() * (1 + gain.double())
     assert bool(((scaled.double() - exact).abs() <= TOLERANCE[dtype] * exact.abs() + SMALLEST).all())

@@ -91,6 +91,22 @@ def _normalise(
 
 
 @triton.jit
+def _at_the_normal(
+    x, dy, weight, bias, place, channel, known, inside, mean, rstd, SILU: tl.constexpr,
+):  # fmt: skip
+    """``x̂ = (x - mean)·rstd`` and the gradient at it, ``g``, which is 0 outside."""
+    scale = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
+    normal = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean[None, :]) * rstd[None, :]
+    gradient = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
+    if SILU:
+        shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
+        z = normal * scale[None, :] + shift[None, :]
+        s = tl.sigmoid(z)
+        gradient = gradient * (s + z * s * (1.0 - s))
+    return normal, tl.where(inside, gradient * scale[None, :], 0.0)
+
+
+@triton.jit
 def _backward_sums(
     x, dy, weight, bias, group_mean, group_rstd, sums, products, positions, channels, tiles, groups, width,
     SILU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -105,15 +121,9 @@ def _backward_sums(
     group = image * groups + channel // width
     mean = tl.load(group_mean + group, mask=known, other=0.0)
     rstd = tl.load(group_rstd + group, mask=known, other=0.0)
-    scale = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    normal = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean[None, :]) * rstd[None, :]
-    gradient = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
-    if SILU:
-        shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-        z = normal * scale[None, :] + shift[None, :]
-        s = tl.sigmoid(z)
-        gradient = gradient * (s + z * s * (1.0 - s))
-    gradient = tl.where(inside, gradient * scale[None, :], 0.0)
+    normal, gradient = _at_the_normal(
+        x, dy, weight, bias, place, channel, known, inside, mean, rstd, SILU=SILU
+    )
     out = (image * tiles + tile) * channels + channel
     tl.store(sums + out, tl.sum(gradient, 0), mask=known)
     tl.store(products + out, tl.sum(gradient * normal, 0), mask=known)
@@ -158,15 +168,9 @@ def _backward(
     rstd = tl.load(group_rstd + group, mask=known, other=0.0)
     first = tl.load(group_sum + group, mask=known, other=0.0)
     second = tl.load(group_product + group, mask=known, other=0.0)
-    scale = tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
-    normal = (tl.load(x + place, mask=inside, other=0.0).to(tl.float32) - mean[None, :]) * rstd[None, :]
-    gradient = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
-    if SILU:
-        shift = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32)
-        z = normal * scale[None, :] + shift[None, :]
-        s = tl.sigmoid(z)
-        gradient = gradient * (s + z * s * (1.0 - s))
-    gradient = gradient * scale[None, :]
+    normal, gradient = _at_the_normal(
+        x, dy, weight, bias, place, channel, known, inside, mean, rstd, SILU=SILU
+    )
     result = rstd[None, :] * (gradient - first[None, :] - normal * second[None, :])
     tl.store(dx + place, result.to(dx.dtype.element_ty), mask=inside)
 
