@@ -51,6 +51,8 @@ def show_list(rows: Sequence[Overview], errors: Sequence[LycotoolError]) -> None
         if checked:
             cells.append(counted(row.findings or {}) or "none")
         add_row(table, *cells)
-    for error in errors:
-        add_row(table, error.path or "?", "unreadable", error.message)
+    for (
+        error
+    ) in errors:  # what is wrong stands on standard error; it would make a column as wide as a sentence
+        add_row(table, error.path or "?", "unreadable")
     show_tables([table])

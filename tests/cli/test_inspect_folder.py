@@ -143,8 +143,12 @@ def test_what_cannot_be_read_is_listed_and_decides_the_exit_code(folder: Path) -
     assert result.exit_code == 3
     unreadable = [line for line in result.stdout.splitlines() if "unreadable" in line]
     assert len(unreadable) == 2
-    assert "not valid JSON" in unreadable[0]
-    assert "no such file" in unreadable[1]
+    assert [line.split()[0].rpartition("/")[2] for line in unreadable] == [
+        "broken.safetensors",
+        "missing.safetensors",
+    ]
+    assert "broken.safetensors: the header is not valid JSON" in result.stderr
+    assert "missing.safetensors: no such file" in result.stderr
     assert result.stdout.count("\n") == 1 + 4 + 2
     assert result.stderr.count("lycotool: error:") == 2
 

@@ -47,7 +47,7 @@ def test_singular_values_are_those_of_the_matrix(shapes: list, dense: bool, seed
         expected = svd(one.dense())[1]
         assert len(values) == (len(expected) if dense else min(one.rank, len(expected)))
         padded = np.zeros_like(expected)
-        padded[: len(values)] = values
+        padded[: len(values)] = values.numpy()
         assert padded == pytest.approx(expected, abs=TOLERANCE * expected[0])
 
 
