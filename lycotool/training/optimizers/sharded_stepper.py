@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 #: Parts begin at multiples of so many elements.
 _ALIGNMENT = 16
 
+#: Elements of a part that are sent at once: 64 MiB of float32.
+_MESSAGE = 2**24
+
 
 def can_shard(name: str) -> bool:
     """Whether an optimizer moves every element by its own gradients alone."""
@@ -85,12 +88,16 @@ class ShardedStepper(Stepper):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As one process has it, in rank 0; all processes ask for it together."""
         tensors, rest = super().state()
-        for name, tensor in tensors.items():
-            if tensor.ndim:
-                parts = self._world.collect(tensor.cpu())
-                if parts is not None:
-                    tensors[name] = torch.cat(parts)[: room(self._group_of(name).parameters)]
+        for name, part in tensors.items():
+            if part.ndim:
+                tensors[name] = self._collected(part)[: room(self._group_of(name).parameters)]
         return tensors, rest
+
+    def _collected(self, part: Tensor) -> Tensor:
+        """Everyone's part in a row, in rank 0; a piece after another, so that messages stay small."""
+        pieces = [self._world.collect(piece.to("cpu", copy=True)) for piece in torch.split(part, _MESSAGE)]
+        rows = [row for row in pieces if row is not None]
+        return torch.cat([row[rank] for rank in range(self._world.size) for row in rows]) if rows else part
 
     def load_state(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
         """Take up this process's part of what :meth:`state` gave in any number of processes.
