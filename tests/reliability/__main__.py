@@ -7,6 +7,7 @@
     python -m tests.reliability kills N MEGABYTES     SIGKILL, SIGINT and SIGTERM spread over a large write
     python -m tests.reliability disk STEPS            a disk that fills up, in so many steps
     python -m tests.reliability memory STEPS          less and less memory, in so many steps
+    python -m tests.reliability sizes GIGABYTES       memory that commands take of a checkpoint of that size
     python -m tests.reliability writers ROUNDS        four writers of one output
     python -m tests.reliability fuzz N [TARGET...]    N executions of each parser
     python -m tests.reliability.guided TARGET ...     the same by coverage, with atheris and its options
@@ -29,6 +30,7 @@ from reliability.cases import VERBS
 from reliability.full_disk import run_on_full_disk
 from reliability.fuzz import Tally, Targets, execute
 from reliability.lab import Server
+from reliability.sizes import MIB, SIZED, measured
 from reliability.table import CASES, ELSEWHERE, ROWS, RUNS, UNTRIED
 from reliability.test_faults import signals_in_a_large_write, writers_of_one_output
 from reliability.test_full_disk import LARGE, four_mebibytes
@@ -125,6 +127,17 @@ def memory(steps: int) -> None:
     print(f"{codes.total()} runs: {codes[0]} done, {codes[8]} ended with exit code 8 and nothing left")
 
 
+def sizes(gigabytes: int) -> None:
+    """Measure every command on inputs that are far larger than what they may take."""
+    server = Server(faults=False)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measured(server, Path(folder), list(SIZED), megabytes=1024 * gigabytes, layer=16, adapter=256)
+        for name, peak, bound, seconds in rows:
+            print(f"{name}: {peak / MIB:.0f} MiB of {bound / MIB:.0f} allowed, {seconds:.0f} s", flush=True)
+            assert peak <= bound
+    server.close()
+
+
 def kills(count: int, megabytes: int) -> None:
     """Kill, interrupt and end a large write."""
     server = Server(faults=False)
@@ -187,6 +200,8 @@ def main() -> None:
             memory(int(steps))
         case ["kills", count, megabytes]:
             kills(int(count), int(megabytes))
+        case ["sizes", gigabytes]:
+            sizes(int(gigabytes))
         case ["writers", rounds]:
             writers(int(rounds))
         case ["fuzz", count, *names]:

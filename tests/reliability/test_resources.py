@@ -13,12 +13,9 @@ import torch
 from helpers import run, succeed
 
 from reliability.cases import OUT, VERBS, WRITING
-from reliability.injection import large
 from reliability.lab import OK, RESOURCE, USAGE, Server, Setting, watched
+from reliability.sizes import MIB, SIZED, measured
 from reliability.tensors import TEXT, TEXT_WEIGHT, UNET, UNET_WEIGHT, companions, numbers, stored
-
-MIB = 2**20
-
 
 MEMORY_VERBS = ("resize", "merge", "bake", "convert", "subtract")
 
@@ -56,25 +53,13 @@ def test_gpu_memory_runs_out(server: Server, tmp_path: Path) -> None:
     before.check(ended)
 
 
-@pytest.mark.parametrize("verb", ["bake", "fold", "check"])
-def test_memory_of_large_files(verb: str, server: Server, tmp_path: Path) -> None:
-    """Layers of 4 MiB: what is held is some layers, not the file.
+def test_memory_is_what_is_documented(server: Server, tmp_path: Path) -> None:
+    """Of a checkpoint of 160 MiB in layers of 4, and of an adapter of 24: what files.md says, command by command.
 
     A check keeps files of up to 128 MiB, to read them once; this one is larger.
     """
-    large(tmp_path, 160 if verb == "check" else 96)
-    argv = {
-        "bake": ["bake", "large.safetensors", "thin.safetensors", "-o", OUT],
-        "fold": ["merge", "large.safetensors", "thin.safetensors", "-o", OUT],
-        "check": ["inspect", "large.safetensors", "--check"],
-    }[verb]
-    small = tmp_path / "small"
-    small.mkdir()
-    companions(small)
-    idle = server.run(small, ["merge", "base.safetensors", "good.safetensors", "-o", OUT])
-    ended = server.run(tmp_path, argv)
-    assert ended.code in ((0, 10) if verb == "check" else (0,)), ended.text
-    assert ended.peak - idle.peak < 6 * 4 * MIB + 32 * MIB, f"{ended.peak} bytes, idle {idle.peak}"
+    for name, peak, bound, _ in measured(server, tmp_path, list(SIZED), megabytes=160, layer=4, adapter=24):
+        assert peak <= bound, f"{name}: {peak / MIB:.0f} MiB of {bound / MIB:.0f}"
 
 
 def wide(folder: Path) -> None:
