@@ -73,12 +73,7 @@ def faults(names: list[str]) -> None:
                             struck, range(1, len(struck.calls) + 1), signal.SIGINT
                         )
                     ),
-                    "cuts": sum(
-                        1
-                        for _ in injection.strike_truncations(
-                            struck, [n for n in reading if struck.calls[n - 1] == "read"]
-                        )
-                    ),
+                    "cuts": sum(1 for _ in injection.strike_truncations(struck, struck.read_points())),
                 }
                 litter = list(injection.strike_kills(struck, writing))
                 counts |= {"kills": len(litter), "kills that left a hidden file": sum(litter)}

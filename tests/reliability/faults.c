@@ -194,13 +194,13 @@ ssize_t preadv64(int descriptor, const struct iovec *parts, int count, off_t pla
 
 ssize_t sendfile64(int out, int in, off_t *place, size_t count) {
     REAL(ssize_t, "sendfile64", int, int, off_t *, size_t);
-    if (kind(out) && struck("sendfile", out)) return -1;
+    if (kind(out) && struck("sendfile", action == TRUNCATE ? in : out)) return -1;
     return real(out, in, place, count);
 }
 
 ssize_t copy_file_range(int in, off_t *from, int out, off_t *to, size_t count, unsigned flags) {
     REAL(ssize_t, "copy_file_range", int, off_t *, int, off_t *, size_t, unsigned);
-    if (kind(out) && struck("copy", out)) return -1;
+    if (kind(out) && struck("copy", action == TRUNCATE ? in : out)) return -1;
     return real(in, from, out, to, count, flags);
 }
 

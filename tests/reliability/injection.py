@@ -70,6 +70,13 @@ def _old_file(folder: Path) -> None:
     (folder / OUT).write_bytes(OLD)
 
 
+def _large_tensor(folder: Path) -> None:
+    """A checkpoint with a tensor that no adapter changes, large enough to be copied by the system."""
+    _old_file(folder)
+    state = {**checkpoint(), "first_stage_model.large": numbers(600, 600, seed=14)}
+    (folder / "base.safetensors").write_bytes(stored(state, None))
+
+
 def _old_folder(folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "adapter_model.safetensors").write_bytes(stored(good()))
@@ -124,6 +131,7 @@ JOBS: tuple[Job, ...] = (
     *(_single(verb) for verb in ("edit", "resize", "merge", "fold", "bake", "convert", "subtract")),
     Job("bake-verified", ("bake", "base.safetensors", "good.safetensors", "--verify", "--force", "-o", OUT),
         prepare=_old_file),
+    Job("bake-large", ("bake", "base.safetensors", "good.safetensors", "--force", "-o", OUT), prepare=_large_tensor),
     Job("edit-in-place", ("inspect", "good.safetensors", "--set", "note=x", "--in-place"), ("good.safetensors",)),
     Job("new-file", ("merge", "good.safetensors", "good.safetensors", "-o", "new.safetensors"), ("new.safetensors",)),
     Job("shards", ("bake", "base.safetensors", "good.safetensors", "--shard-size", "1KB", "--force", "-o",
@@ -193,6 +201,10 @@ class Struck:
     def points(self, *, reading: bool) -> list[int]:
         """The numbers of the calls that read, or of those that do not."""
         return [n for n, call in enumerate(self.calls, 1) if (call in READING) is reading]
+
+    def read_points(self) -> list[int]:
+        """Calls that read an input, or copy from it."""
+        return [n for n, call in enumerate(self.calls, 1) if call in ("read", "copy", "sendfile")]
 
     def some(self, points: Sequence[int], every: int) -> list[int]:
         """A share of them: verbs that write one file do so by the same steps, and take turns."""

@@ -25,7 +25,17 @@ from reliability.injection import (
     strike_signals,
     strike_truncations,
 )
-from reliability.lab import INTERRUPTED, OK, OUTPUT, TERMINATED, Server, Setting, Snapshot, digest_of
+from reliability.lab import (
+    BAD_INPUT,
+    INTERRUPTED,
+    OK,
+    OUTPUT,
+    TERMINATED,
+    Server,
+    Setting,
+    Snapshot,
+    digest_of,
+)
 from reliability.tensors import companions
 
 
@@ -61,8 +71,22 @@ def test_interrupt_at_every_call(struck: Struck) -> None:
 
 
 def test_source_cut_short(struck: Struck) -> None:
-    reads = [n for n in struck.points(reading=True) if struck.calls[n - 1] == "read"]
-    list(strike_truncations(struck, struck.some(reads, 4)))
+    list(strike_truncations(struck, struck.some(struck.read_points(), 4)))
+
+
+def test_the_system_copies_what_is_large(server: Server, tmp_path: Path) -> None:
+    """So that the tests above strike that too; and a file system that cannot is gone round."""
+    struck = Struck(server, JOBS_BY_NAME["bake-large"], tmp_path)
+    copies = [nth for nth, call in enumerate(struck.calls, 1) if call == "copy"]
+    assert copies
+    for ended in strike_errors(struck, [(nth, errno.EXDEV) for nth in copies]):
+        assert ended.code == OK, ended.text
+    for ended in strike_errors(
+        struck, [(nth, number) for nth in copies for number in (errno.ENOSPC, errno.EIO)]
+    ):
+        assert ended.code == OUTPUT, ended.text
+    for ended in strike_truncations(struck, copies):
+        assert ended.code == BAD_INPUT, ended.text
 
 
 @pytest.mark.parametrize("name", ["merge", "new-file"])
