@@ -95,7 +95,7 @@ class Case:
     after
         Looks at the folder of a run that succeeded.
     seconds
-        What a run may take.
+        What a run may take of the processor.
     decision
         Where the study the table comes from expected something else: what holds, and why.
     """

@@ -90,6 +90,8 @@ class Ended:
 
     Attributes
     ----------
+    seconds, processor
+        What it took by the clock, and of the processor: a busy machine makes only the first longer.
     peak
         Bytes of memory without a file behind it, beyond what the idle program has.
     bound
@@ -101,6 +103,7 @@ class Ended:
     stdout: bytes
     stderr: bytes
     seconds: float
+    processor: float
     peak: int
     bound: int
     is_late: bool
@@ -187,6 +190,7 @@ class Server:
             stdout=streams[0],
             stderr=streams[1],
             seconds=answer["seconds"],
+            processor=answer["processor"],
             peak=answer["peak"],
             bound=setting.memory,
             is_late=answer["late"],

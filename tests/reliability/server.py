@@ -136,6 +136,7 @@ def _serve(request: dict[str, object], shim: ctypes.CDLL | None) -> dict[str, ob
             _child(request, number, shim)  # does not return
         children[os.pidfd_open(pid)] = pid
     statuses: dict[int, int] = {}
+    processor = 0.0
     idle = peak = _anonymous(os.getpid())
     if request["kill_after"] is not None:
         time.sleep(request["kill_after"])
@@ -148,14 +149,21 @@ def _serve(request: dict[str, object], shim: ctypes.CDLL | None) -> dict[str, ob
         for descriptor in ready:
             pid = waiting.pop(descriptor)
             os.close(descriptor)
-            statuses[pid] = os.waitpid(pid, 0)[1]
+            _, statuses[pid], used = os.wait4(pid, 0)
+            processor += used.ru_utime + used.ru_stime
         peak = max([peak, *(_anonymous(pid) for pid in waiting.values())])
         if waiting and time.monotonic() > deadline:
             is_late = True
             for pid in waiting.values():
                 os.kill(pid, signal.SIGKILL)
     codes = [os.waitstatus_to_exitcode(statuses[pid]) for pid in children.values()]
-    return {"codes": codes, "seconds": time.monotonic() - start, "peak": peak - idle, "late": is_late}
+    return {
+        "codes": codes,
+        "seconds": time.monotonic() - start,
+        "processor": processor,
+        "peak": peak - idle,
+        "late": is_late,
+    }
 
 
 def _anonymous(pid: int) -> int:

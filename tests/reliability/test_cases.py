@@ -37,7 +37,7 @@ def test_case(
         said = (ended.stderr + ended.stdout).decode()
         assert re.search(expected.message, said, re.IGNORECASE), ended.text
     before.check(ended, outputs=[case.output])
-    assert ended.seconds < case.seconds, f"{ended.seconds} s: {ended.text}"
+    assert ended.processor < case.seconds, f"{ended.processor} s: {ended.text}"
     if ended.code == OK and verb in INPUTS and (tmp_path / case.output).exists():
         if case.after is not None:
             case.after(tmp_path)
