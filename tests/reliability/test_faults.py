@@ -172,7 +172,7 @@ def signals_in_a_large_write(
     argv = ("bake", "large.safetensors", "thin.safetensors", "--force", "-o", out.name)
     for _ in range(2):  # the first run also fills the system's caches
         out.write_bytes(b"old")
-        ended = server.run(folder, argv)
+        ended = server.run(folder, argv, Setting(timeout=600))
         assert ended.code == OK, ended.text
     size, new = out.stat().st_size, digest_of(out)
     inputs = {path: digest_of(path) for path in folder.iterdir() if path != out}
@@ -181,7 +181,7 @@ def signals_in_a_large_write(
     for step in range(count):
         out.write_bytes(b"old")
         delay = ended.seconds * (step + 0.5) / count
-        struck = server.run(folder, argv, Setting(kill_after=delay, kill_with=number))
+        struck = server.run(folder, argv, Setting(kill_after=delay, kill_with=number, timeout=600))
         assert struck.code in (codes[number], OK), struck.text
         if out.stat().st_size == size:
             assert digest_of(out) == new
