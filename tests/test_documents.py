@@ -33,18 +33,21 @@ def test_every_command_has_a_page() -> None:
         assert "<!-- run -->" in text or command.name == "train"
 
 
+def headings(page: Path) -> set[str]:
+    """What links to parts of a page name them by."""
+    lines = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-")
-        for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    }
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif "://" not in target:
-            assert (page.parent / target.partition("#")[0]).exists(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, part = target.partition("#")
+        linked = page.parent / path if path else page
+        assert linked.exists(), target
+        assert not part or part in headings(linked), target
 
 
 def lines_of(page: Path) -> list[str]:
