@@ -70,6 +70,16 @@ class Header:
     data_start: int
 
 
+class Columns(NamedTuple):
+    """The tensors of a header in the file's order, one tuple for each of their properties."""
+
+    names: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    shapes: tuple[list[int], ...]
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+
+
 class SplitHeader(NamedTuple):
     """A header whose tensors are not parsed yet.
 
@@ -85,6 +95,10 @@ class SplitHeader(NamedTuple):
         """The tensors in the file's order; None where something may be wrong with them."""
         remember = _tensors_of if len(self.text) <= _REMEMBERED else _tensors_of.__wrapped__
         return remember(self.text, self.data_bytes)
+
+    def columns(self) -> Columns | None:
+        """As :meth:`tensors`, in less time and without their places."""
+        return _columns_of(self.text, self.data_bytes)
 
 
 def read_header(file: BinaryIO, size: int, path: str | Path) -> Header:
@@ -243,6 +257,16 @@ _REMEMBERED = 2**19
 @lru_cache(maxsize=8)
 def _tensors_of(text: str, data_bytes: int) -> dict[str, TensorInfo] | None:
     """The tensors of a header without metadata and without fault; None where there may be one."""
+    columns = _columns_of(text, data_bytes)
+    if columns is None:
+        return None
+    names, dtypes, shapes, starts, stops = columns
+    rows = zip(dtypes, map(tuple, shapes), starts, stops, strict=True)
+    return dict(zip(names, map(_new_info, itertools.repeat(TensorInfo), rows), strict=False))
+
+
+def _columns_of(text: str, data_bytes: int) -> Columns | None:
+    """:func:`_tensors_of`, not yet put together."""
     if "\\" in text:
         return None
     try:
@@ -255,7 +279,7 @@ def _tensors_of(text: str, data_bytes: int) -> dict[str, TensorInfo] | None:
     # it loses, are strings beyond the five of every entry: its name, the fields' and the dtype.
     if text.count('"') != 10 * len(entries):
         return None
-    return _plain_tensors(entries, data_bytes)
+    return _plain_columns(entries, data_bytes)
 
 
 def _metadata(value: object, path: str | Path) -> dict[str, str]:
@@ -285,14 +309,14 @@ _fields_of = operator.itemgetter("dtype", "shape", "data_offsets")
 _new_info = tuple.__new__
 
 
-def _plain_tensors(entries: Mapping[str, Any], data_bytes: int) -> dict[str, TensorInfo] | None:
-    """The tensors of a header without fault, in the file's order; None where there may be one.
+def _plain_columns(entries: Mapping[str, Any], data_bytes: int) -> Columns | None:
+    """The tensors of a header without fault; None where there may be one.
 
     Every entry that passes here passes :func:`_tensor` and :func:`_check_coverage` too. Column by
     column it is ten times as fast, and a folder has a million entries.
     """
     if not entries:
-        return {} if data_bytes == 0 else None
+        return Columns((), (), (), (), ()) if data_bytes == 0 else None
     infos = entries.values()
     try:
         "".join(entries).encode()
@@ -316,8 +340,7 @@ def _plain_tensors(entries: Mapping[str, Any], data_bytes: int) -> dict[str, Ten
             return None
     except (KeyError, TypeError, ValueError):  # the slow way says what is wrong, and with which tensor
         return None
-    rows = zip(dtypes, map(tuple, shapes), starts, stops, strict=True)
-    return dict(zip(entries, map(_new_info, itertools.repeat(TensorInfo), rows), strict=False))
+    return Columns(tuple(entries), dtypes, shapes, starts, stops)
 
 
 def _tensor(name: str, entry: object, path: str | Path) -> TensorInfo:

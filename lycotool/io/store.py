@@ -420,9 +420,10 @@ class TensorStore:
                 wanted.setdefault(file, []).append(name)
         found: dict[str, float] = {}
         for file, some in wanted.items():
-            inside_names = [self.entries[name].name for name in some]
-            for name, inside, raw in zip(some, inside_names, file.read_small(inside_names), strict=True):
-                found[name] = float(struct.unpack(_SCALAR_FORMATS[file.tensors[inside].dtype], raw)[0])
+            insides = [self.entries[name].name for name in some]
+            formats = [_SCALAR_FORMATS[file.tensors[inside].dtype][1:] for inside in insides]
+            raw = b"".join(file.read_small(insides))
+            found |= zip(some, map(float, struct.unpack("<" + "".join(formats), raw)), strict=True)
         return found
 
 

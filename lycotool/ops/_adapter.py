@@ -163,14 +163,12 @@ def read_adapter(store: TensorStore, *, reading: Reading = DEFAULT_READING) -> A
             details=[f"both {first} and {second}" for first, second in keys.clashes],
         )
     scales = _scales(store)
-    hint = algorithm_in_metadata(store.metadata)
     modules: dict[str, AdapterModule] = {}
     faults: list[LycotoolError] = []
-    alphas = _alphas(store, keys)
-    numbers: dict[tuple[int, float | None], tuple[Detected, Dims]] = {}
+    recogniser = _Recogniser(store, keys, scales, reading)
     for module in keys.modules.values():
         try:
-            found = _recognise(store, module, scales, reading, hint, alphas, numbers)
+            found = recogniser.recognise(module)
             if keys.spelling == "hcp" and found.dims.alpha is not None:  # what it stores is c itself
                 found = replace(found, dims=replace(found.dims, scale=found.dims.alpha))
             modules[module.name] = found
@@ -220,43 +218,53 @@ def _alphas(store: TensorStore, keys: AdapterKeys) -> Mapping[str, float]:
         return {}
 
 
-def _recognise(
-    store: TensorStore,
-    module: ModuleKeys,
-    scales: Mapping[str, PeftScales],
-    reading: Reading,
-    hint: str | None,
-    alphas: Mapping[str, float],
-    numbers: dict[tuple[int, float | None], tuple[Detected, Dims]],
-) -> AdapterModule:
-    """One module.
+class _Recogniser:
+    """The modules of a file, of which hundreds have the same form: each form is looked at once."""
 
-    Parameters
-    ----------
-    numbers
-        What modules of one form and alpha came to, which are hundreds: by the number of the form,
-        which is held so that the number is not used again.
-    """
-    slots = module.slots
-    infos = {slot: store.info(key) for slot, key in slots.items()}
-    for slot, info in infos.items():
-        if info.dtype not in FLOATING or slot in _INTEGER_SLOTS:
-            _check_dtype(store, slot, slots[slot])
-    detected = detect({slot: info.shape for slot, info in infos.items()}, algorithm_hint=hint)
-    alpha = None
-    if (key := slots.get("alpha")) is not None:
-        alpha = alphas[key] if key in alphas else store.scalar(key)
-        if not math.isfinite(alpha):
-            raise NumericError(f"alpha is {alpha}", path=store.path, key=key)
-    same = id(detected), alpha
-    if same not in numbers:
-        numbers[same] = detected, detected.algorithm.dims(detected.layout, detected.sizes, alpha, reading)
-    dims = numbers[same][1]
-    if alpha is None:
-        for prefix, configured in scales.items():
-            if module.name.startswith(prefix):
-                dims = replace(dims, scale=configured.scale(module.name.removeprefix(prefix)))
-    return AdapterModule(module.name, slots, detected, dims)
+    def __init__(
+        self, store: TensorStore, keys: AdapterKeys, scales: Mapping[str, PeftScales], reading: Reading
+    ) -> None:
+        self._store, self._scales, self._reading = store, scales, reading
+        self._hint = algorithm_in_metadata(store.metadata)
+        self._alphas = _alphas(store, keys)
+        self._infos = {key: file.tensors[name] for key, (file, name) in store.entries.items()}
+        #: By slots, and their dtypes and shapes.
+        self._forms: dict[tuple[object, ...], Detected] = {}
+        #: By the number of the form, which is held so that it is not used again, and alpha.
+        self._dims: dict[tuple[int, float | None], tuple[Detected, Dims]] = {}
+
+    def recognise(self, module: ModuleKeys) -> AdapterModule:
+        """One module."""
+        slots = module.slots
+        infos = [self._infos[key] for key in slots.values()]
+        form = (*slots, *[info[:2] for info in infos])
+        detected = self._forms.get(form)
+        if detected is None:
+            for slot, key in slots.items():
+                _check_dtype(self._store, slot, key)
+            shapes = {slot: info.shape for slot, info in zip(slots, infos, strict=True)}
+            detected = self._forms[form] = detect(shapes, algorithm_hint=self._hint)
+        alpha = None
+        if (key_of_alpha := slots.get("alpha")) is not None:
+            alpha = self._alphas.get(key_of_alpha)
+            if alpha is None:
+                alpha = self._store.scalar(key_of_alpha)
+            if not math.isfinite(alpha):
+                raise NumericError(f"alpha is {alpha}", path=self._store.path, key=key_of_alpha)
+        dims = self._numbers(detected, alpha)
+        if alpha is None:
+            for prefix, configured in self._scales.items():
+                if module.name.startswith(prefix):
+                    dims = replace(dims, scale=configured.scale(module.name.removeprefix(prefix)))
+        return AdapterModule(module.name, slots, detected, dims)
+
+    def _numbers(self, detected: Detected, alpha: float | None) -> Dims:
+        same = id(detected), alpha
+        found = self._dims.get(same)
+        if found is None:
+            dims = detected.algorithm.dims(detected.layout, detected.sizes, alpha, self._reading)
+            found = self._dims[same] = detected, dims
+        return found[1]
 
 
 def _check_dtype(store: TensorStore, slot: str, key: str) -> None:

@@ -177,12 +177,11 @@ def _structure(
     header: SplitHeader, hint: str | None, spec: str | None, base_model: str | None
 ) -> Overview | None:
     """What names and shapes tell; None where a closer look is needed."""
-    tensors = header.tensors()
-    plan = None if tensors is None else _plan(tuple(tensors))
-    if tensors is None or plan is None or not {info[0] for info in tensors.values()} <= _PLAIN_DTYPES:
+    tensors = header.columns()
+    plan = None if tensors is None else _plan(tensors.names)
+    if tensors is None or plan is None or not {*tensors.dtypes} <= _PLAIN_DTYPES:
         return None
-    shapes: list[tuple[int, ...] | None] = [info[1] for info in tensors.values()]
-    shapes.append(None)
+    shapes = [*map(tuple, tensors.shapes), None]
     # Column by column: the first slot of every module, the second …
     columns = [[shapes[place] for place in places] for places in plan.places]
     modules = list(zip(plan.kinds, *columns, strict=True))
