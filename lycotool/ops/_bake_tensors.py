@@ -99,6 +99,7 @@ class Source:
         dtype: torch.dtype | None = None,
         *,
         stored: Tensor | None = None,
+        scratch: Scratch | None = None,
     ) -> Tensor:
         """``W + Σ s·ΔW`` of one checkpoint tensor, every ``ΔW`` on the original ``W``.
 
@@ -109,6 +110,8 @@ class Source:
             always computes in that: which elements are the largest must not depend on it.
         stored
             The tensor as :attr:`numbers` gives it, where it has been read; not used afterwards.
+        scratch
+            Memory that the result may be in, until the next one is.
         """
         if stored is None:
             stored = self.numbers.tensor(key)
@@ -121,7 +124,10 @@ class Source:
             return total if dtype is None else total.to(dtype)
         if dtype is None:
             dtype = usual
-        base = stored.to(device=device, dtype=dtype)
+        if scratch is not None and device.type == "cpu" and stored.dtype != dtype:
+            base = scratch.converted(stored, dtype)
+        else:
+            base = stored.to(device=device, dtype=dtype)
         keep_base = len(edits) > 1 and any(edit.module.detected.needs_base for edit in edits)
         total = base.clone() if keep_base else base
         for edit in edits:
@@ -141,6 +147,24 @@ def _change(edit: Edit, base: Tensor, strength: float) -> Tensor | None:
         return weight_change(edit.module.detected, bound, edit.param.shape, part, strength=strength)
     except MismatchError as error:
         raise IncompatibleError(str(error), path=edit.adapter.path, key=edit.module.name) from None
+
+
+class Scratch:
+    """The memory of one tensor after the other, because the system gives out none that is not zeroed.
+
+    Zeroing the float32 copy of a layer takes as long as adding its change.
+    """
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def converted(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """A tensor in another dtype; what was in here before is gone."""
+        memory = self._memory
+        if memory is None or memory.dtype != dtype or memory.numel() < tensor.numel():
+            self._memory = memory = None  # first given back, then asked for anew
+            self._memory = memory = torch.empty(tensor.numel(), dtype=dtype)
+        return memory[: tensor.numel()].view(tensor.shape).copy_(tensor)
 
 
 @dataclass
@@ -172,6 +196,7 @@ class Baker:
     scales: dict[str, Tensor] = field(default_factory=dict)
     underflow: Underflow = field(default_factory=Underflow)
     by_system: bool = False
+    _scratch: Scratch = field(default_factory=Scratch)
     _ahead: ReadAhead | None = None
 
     @contextmanager
@@ -213,8 +238,10 @@ class Baker:
             return [as_bytes(self._requantised(key))]
         stored = self._stored(key)
         before = self._largest_before(key, stored)
-        exact = source.compute(key, self.device, stored=stored)
         dtype = source.plans[key].dtype
+        is_rounded = dtype not in ("F32", "F64")  # else what is written is the result itself
+        scratch = self._scratch if is_rounded else None
+        exact = source.compute(key, self.device, stored=stored, scratch=scratch)
         saved = cast_checked(exact, dtype, path=source.store.path, key=key, underflow=self.underflow)
         refuse_warnings(self.underflow.warnings(), strict=self.is_strict)
         if dtype in FLOAT8:

@@ -207,3 +207,40 @@ def test_overflow_of_every_dtype(key: str, option: str, value: float, in_folder:
     assert result.exit_code == 6
     assert key in result.stderr
     assert not (in_folder / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", ["keep", "bf16", "fp32"])
+def test_layers_one_after_the_other_in_the_same_memory(dtype: str, in_folder: Path) -> None:
+    """Larger and smaller than the layer before: each has its own sum, rounded once to what is written."""
+    torch.manual_seed(0)
+    sizes = {"a": (6, 5), "b": (40, 30), "c": (3, 7), "d": (41, 30), "e": (2, 2)}
+    base = {f"unet.{name}.weight": torch.randn(size).half() for name, size in sizes.items()}
+    adapter = {
+        key: tensor
+        for name, (out, width) in sizes.items()
+        for key, tensor in lora(f"lora_unet_{name}", out=out, width=width).items()
+    }
+    write(in_folder / "base.safetensors", base)
+    write(in_folder / "a.safetensors", adapter)
+    succeed(
+        "bake",
+        "base.safetensors",
+        "a.safetensors",
+        "-o",
+        "out.safetensors",
+        "--dtype",
+        dtype,
+        "--device",
+        "cpu",
+    )
+    found = read(in_folder / "out.safetensors")
+    written = {"keep": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    for name in sizes:
+        up, down = (adapter[f"lora_unet_{name}.lora_{side}.weight"] for side in ("up", "down"))
+        scale = float(adapter[f"lora_unet_{name}.alpha"]) / down.shape[0]
+        exact = base[f"unet.{name}.weight"].double() + scale * up.double() @ down.double()
+        got = found[f"unet.{name}.weight"]
+        assert got.dtype == written
+        # Half a unit in the last place of what is written, and a few roundings of float32 before.
+        allowed = torch.finfo(written).eps / 2 + 8 * torch.finfo(torch.float32).eps
+        assert (got.double() - exact).abs().max() <= allowed * exact.abs().max()
