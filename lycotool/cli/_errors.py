@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import ParamSpec
 
@@ -149,11 +149,33 @@ def report(error: LycotoolError, hint: str, *, as_json: bool) -> None:
         return
     details = error.details
     if len(details) > _MOST_DETAILS:
+        details = _by_reason(details)
+    if len(details) > _MOST_DETAILS:
         rest = len(details) - _MOST_DETAILS
         details = (*details[:_MOST_DETAILS], f"… and {rest} more, which `--json` lists too")
     lines = [f"lycotool: error: {error.headline}", *(f"  {detail}" for detail in details)]
     lines.append(f"hint: {hint}")
     sys.stderr.write("".join(clean(line) + "\n" for line in lines))
+
+
+def _by_reason(details: Sequence[str]) -> Sequence[str]:
+    """``NAME: REASON`` of many names as a line for each reason; other lines as they are.
+
+    >>> _by_reason(["a: too big", "b: too big", "c: odd", "d: too big", "e: too big"])
+    ['too big: a, b, d and 1 more, which `--json` lists too', 'c: odd']
+    """
+    names: dict[str, list[str]] = {}
+    for detail in details:
+        name, _, reason = detail.partition(": ")
+        names.setdefault(reason, []).append(name)
+    if "" in names:
+        return details
+    lines = []
+    for reason, those in names.items():
+        rest = f" and {len(those) - 3} more, which `--json` lists too" if len(those) > 3 else ""
+        many = f"{reason}: {', '.join(those[:3])}{rest}"
+        lines.append(many if len(those) > 1 else f"{those[0]}: {reason}")
+    return lines
 
 
 def _say(text: str, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ import lycotool
 from lycotool import errors
 from lycotool.cli import app
 from lycotool.cli._describe import commands
-from lycotool.cli._errors import HINTS
+from lycotool.cli._errors import HINTS, report
 
 PACKAGE = Path(lycotool.__file__).parent
 CLASSES = {
@@ -279,9 +279,19 @@ def test_what_was_meant_for_a_strength(
     assert hint in result.stderr.splitlines()[-1]
 
 
-def test_long_lists_of_faults_end_on_a_screen_and_are_whole_in_json() -> None:
+def test_many_faults_of_one_kind_are_one_line_and_whole_in_json() -> None:
     arguments = ("convert", DATA / "loha.safetensors", "--to", "diffusers")
     lines = run(*arguments).stderr.splitlines()
-    assert lines[-2] == "  … and 314 more, which `--json` lists too"
-    assert len(lines) == 1 + 40 + 1 + 1
+    assert len(lines) == 1 + 1 + 1
+    assert lines[1].startswith("  diffusers has no loha: lora_te_text_model_encoder_layers_0_mlp_fc1, ")
+    assert lines[1].endswith(" and 351 more, which `--json` lists too")
     assert len(json.loads(run(*arguments, "--json").stderr)["error"]["details"]) == 354
+
+
+def test_long_lists_of_faults_end_on_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    report(
+        errors.UsageError("what", details=[f"fault {number}" for number in range(60)]), "hint", as_json=False
+    )
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2] == "  … and 20 more, which `--json` lists too"
+    assert len(lines) == 1 + 40 + 1 + 1
