@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import ParamSpec
 
@@ -158,11 +158,11 @@ def report(error: LycotoolError, hint: str, *, as_json: bool) -> None:
     sys.stderr.write("".join(clean(line) + "\n" for line in lines))
 
 
-def _by_reason(details: Sequence[str]) -> Sequence[str]:
+def _by_reason(details: tuple[str, ...]) -> tuple[str, ...]:
     """``NAME: REASON`` of many names as a line for each reason; other lines as they are.
 
-    >>> _by_reason(["a: too big", "b: too big", "c: odd", "d: too big", "e: too big"])
-    ['too big: a, b, d and 1 more, which `--json` lists too', 'c: odd']
+    >>> _by_reason(("a: too big", "b: too big", "c: odd", "d: too big", "e: too big"))
+    ('too big: a, b, d and 1 more, which `--json` lists too', 'c: odd')
     """
     names: dict[str, list[str]] = {}
     for detail in details:
@@ -175,7 +175,7 @@ def _by_reason(details: Sequence[str]) -> Sequence[str]:
         rest = f" and {len(those) - 3} more, which `--json` lists too" if len(those) > 3 else ""
         many = f"{reason}: {', '.join(those[:3])}{rest}"
         lines.append(many if len(those) > 1 else f"{those[0]}: {reason}")
-    return lines
+    return tuple(lines)
 
 
 def _say(text: str, *, as_json: bool) -> None:
