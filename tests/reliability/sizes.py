@@ -51,7 +51,7 @@ class Sized:
 #: other checkpoint) and `heavy.safetensors` (a large adapter) are used for.
 SIZED = {
     "inspect": Sized(("inspect", "large.safetensors")),
-    "inspect --check": Sized(("inspect", "large.safetensors", "--check"), layers=6),
+    "inspect --check": Sized(("inspect", "large.safetensors", "--check"), layers=12),
     "inspect --set": Sized(("inspect", "large.safetensors", "--set", "a=b", "-o", OUT)),
     "bake": Sized(("bake", "large.safetensors", "thin.safetensors", "-o", OUT), layers=6),
     "merge into a checkpoint": Sized(("merge", "large.safetensors", "thin.safetensors", "-o", OUT), layers=6),
