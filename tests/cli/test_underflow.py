@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def tiny(name: str = MODULE, slot: str = "lora_up.weight", **more: object) -> di
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("underflow")
+    torch.manual_seed(0)  # whichever test comes first
     base = checkpoint()
     write(folder / "base.safetensors", base)
     write(folder / "small.safetensors", {**base, WEIGHT: base[WEIGHT].sign() * TINY})
@@ -81,19 +83,26 @@ def warned(stderr: str) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_what_vanishes_is_told_and_strictly_refused(
-    case: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments, key, count, more = CASES[case]
+@pytest.fixture
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder as it was before and is afterwards."""
     monkeypatch.chdir(folder)
-    before = sorted(folder.rglob("*"))
+    before = set(folder.rglob("*"))
+    yield folder
+    for made in set(folder.rglob("*")) - before:
+        made.unlink()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_vanishes_is_told_and_strictly_refused(case: str, in_folder: Path) -> None:
+    arguments, key, count, more = CASES[case]
+    before = sorted(in_folder.rglob("*"))
     output = () if "-o" in arguments else ("-o", "out.safetensors")
     strict = run(*arguments, *output, "--strict")
     assert strict.exit_code == 5, strict.stderr
     assert "`--strict` makes warnings errors" in strict.stderr
     assert "underflow" in strict.stderr
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(in_folder.rglob("*")) == before
 
     plain = succeed(*arguments, *output)
     (line, *others) = warned(plain.stderr)
@@ -105,8 +114,6 @@ def test_what_vanishes_is_told_and_strictly_refused(
     assert [text for text in document["warnings"] if "underflow" in text] == [
         text.removeprefix("lycotool: warning: ") for text in (line, *others)
     ]
-    for made in set(folder.rglob("*")) - set(before):
-        made.unlink()
 
 
 def test_the_count_is_what_is_in_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

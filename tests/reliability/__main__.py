@@ -96,7 +96,7 @@ def disk(steps: int) -> None:
             )
         ]
         outcomes += [
-            run_on_full_disk(server, job, Path(folder) / job.name, range(17)) for job in injection.JOBS
+            run_on_full_disk(server, job, Path(folder) / job.name, range(17)) for job in injection.SMALL_JOBS
         ]
     for outcome in outcomes:
         runs += len(outcome.codes)

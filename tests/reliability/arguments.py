@@ -77,8 +77,8 @@ ROWS: tuple[Row, ...] = (
     _case("G14", "an adapter minus itself", ("merge",), (), OK, x="good.safetensors:-1", after=_is_times(0.0)),
     _case("G15", "the same file twice", ("merge",), (), OK, after=_is_times(2.0)),
     Elsewhere("G13", "concatenation of halves is the whole", "conformance/test_sums.py::test_joined_factors_are_the_sum"),
-    Elsewhere("G16", "memory of `bake`", "reliability/test_resources.py::test_memory_of_large_files"),
-    Elsewhere("G17", "memory of `merge`", "reliability/test_resources.py::test_memory_of_large_files"),
+    Elsewhere("G16", "memory of `bake`", "reliability/test_resources.py::test_memory_is_what_is_documented"),
+    Elsewhere("G17", "memory of `merge`", "reliability/test_resources.py::test_memory_is_what_is_documented"),
     Elsewhere("G18", "one thread, two and four", "reliability/test_resources.py::test_threads_give_the_same_bytes"),
     Elsewhere("G19", "casts beyond the range", "reliability/test_cases.py::test_case[B29-merge]"),
 )  # fmt: skip

@@ -142,6 +142,9 @@ JOBS: tuple[Job, ...] = (
     Job("slices", ("resize", "x.safetensors", "--split", "--unit", "2", "--force", "-o", "slices"), ("slices",), _dylora),
 )  # fmt: skip
 
+#: Those whose files fit into a disk of a few pages.
+SMALL_JOBS = tuple(job for job in JOBS if job.name != "bake-large")
+
 JOBS_BY_NAME = {job.name: job for job in JOBS}
 
 

@@ -79,12 +79,14 @@ def test_the_system_copies_what_is_large(server: Server, tmp_path: Path) -> None
     struck = Struck(server, JOBS_BY_NAME["bake-large"], tmp_path)
     copies = [nth for nth, call in enumerate(struck.calls, 1) if call == "copy"]
     assert copies
-    for ended in strike_errors(struck, [(nth, errno.EXDEV) for nth in copies]):
-        assert ended.code == OK, ended.text
-    for ended in strike_errors(
-        struck, [(nth, number) for nth in copies for number in (errno.ENOSPC, errno.EIO)]
-    ):
-        assert ended.code == OUTPUT, ended.text
+    codes = {errno.EXDEV: OK, errno.ENOSPC: OUTPUT, errno.EIO: OUTPUT}
+    faults = [(nth, number) for nth in copies for number in codes]
+    struck_copies = 0
+    for (nth, number), ended in zip(faults, strike_errors(struck, faults), strict=True):
+        if ended.trace[nth - 1] == "copy":  # reading goes on meanwhile, and may be faster this time
+            struck_copies += 1
+            assert ended.code == codes[number], ended.text
+    assert struck_copies
     for ended in strike_truncations(struck, copies):
         assert ended.code == BAD_INPUT, ended.text
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reliability.full_disk import run_on_full_disk
-from reliability.injection import JOBS, Job, large
+from reliability.injection import SMALL_JOBS, Job, large
 from reliability.lab import OK, OUTPUT, Server
 
 #: Bakes four MiB, which is 1024 pages of 4 KiB and one for the header.
@@ -19,7 +19,7 @@ def four_mebibytes(folder: Path) -> None:
     large(folder, 4)
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+@pytest.mark.parametrize("job", SMALL_JOBS, ids=lambda job: job.name)
 def test_disk_that_fills_up(
     job: Job, server: Server, tmp_path: Path, record_property: pytest.RecordProperty
 ) -> None:

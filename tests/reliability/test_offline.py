@@ -63,6 +63,8 @@ def test_one_place_reads_pickles() -> None:
                 assert keywords.get("weights_only") == "True", where
             if where.startswith("ops/_forked.py") and name == "pickle.loads":
                 continue
+            if ast.unparse(call) == "exec('')":  # nothing, which lets CPython forget an interrupt
+                continue
             assert name not in (
                 "pickle.load",
                 "pickle.loads",

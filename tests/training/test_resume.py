@@ -127,7 +127,7 @@ def test_another_run_is_refused(pictures: Path, tmp_path: Path) -> None:
             return continuity.identity(made.ready.options, made.ready.base, made.ready.dataset)
 
     first = identity(steps=5)
-    continuity.check(first, identity(steps=9, save_every_n_steps=1, log="x.jsonl"), tmp_path)
+    continuity.check(first, identity(steps=9, save_every_n_steps=1, log_file="x.jsonl"), tmp_path)
     for values, name in (({"lr": 1e-3}, "lr"), ({"dim": 4}, "dim"), ({"keep_tokens": 1}, "keep_tokens")):
         with pytest.raises(IncompatibleError) as caught:
             continuity.check(first, identity(steps=5, **values), tmp_path)
