@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,13 @@ def resolve_device(name: str, *, float64: bool = False) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise UsageError(f"no such device: {name}", hint="auto, cpu, cuda, cuda:N or mps")
     return device
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 _streams = threading.local()

@@ -18,7 +18,8 @@ from torch.distributed import run
 from lycotool.cli import app
 from lycotool.cli._describe import CommandLine, commands
 from lycotool.cli._errors import reported
-from lycotool.distributed import World, joined, launched
+from lycotool.devices import processors
+from lycotool.distributed import World, joined, joining, launched
 from lycotool.errors import BadInputError, ResourceError, UsageError
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT")
@@ -102,6 +103,50 @@ def test_three_talk(tmp_path: Path) -> None:
         "sum": [3.0, 111.0], "gathered": [{"rank": 0}, {"rank": 1}, {"rank": 2}], "shared": "of 0", "largest": 5,
     }  # fmt: skip
     assert max(map(float, times)) - min(map(float, times)) < 0.3  # the barrier held all until the last
+
+
+def _collects() -> None:
+    with joined("cpu") as world:
+        grid = torch.arange(6.0).reshape(2, 3) + world.rank
+        value = {
+            "bf16": grid.bfloat16(), "fp8": grid.to(torch.float8_e4m3fn), "turned": grid.T, "one": grid.sum(),
+            "none": grid[:0], "bools": [grid > 3, {"deep": grid.double()}], "rank": world.rank,
+        }  # fmt: skip
+        found = world.collect(value)
+        assert (found is None) == (world.rank > 0)
+        for rank, one in enumerate(found or []):
+            expected = torch.arange(6.0).reshape(2, 3) + rank
+            assert one["rank"] == rank
+            assert torch.equal(one["bf16"], expected.bfloat16())
+            assert torch.equal(one["fp8"].float(), expected)  # small whole numbers are exact in it
+            assert torch.equal(one["turned"], expected.T)
+            assert torch.equal(one["one"], expected.sum())
+            assert one["none"].shape == (0, 3)
+            assert torch.equal(one["bools"][0], expected > 3)
+            assert torch.equal(one["bools"][1]["deep"], expected.double())
+        print(torch.get_num_threads())
+
+
+def test_tensors_are_collected(tmp_path: Path) -> None:
+    """Of every kind, in the first of three alone; each process has its share of the processors."""
+    ended = run_ranks(tmp_path, _collects, ranks=3)
+    assert [(process.code, process.stderr) for process in ended] == [(0, "")] * 3
+    assert {int(process.stdout) for process in ended} == {max(1, processors() // 3)}
+
+
+@pytest.mark.parametrize("said", [None, "1"], ids=["nothing", "torchrun"])
+def test_processors_are_shared(monkeypatch: pytest.MonkeyPatch, said: str | None) -> None:
+    monkeypatch.setattr(joining, "processors", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert [joining.threads(count) for count in (2, 3, 100)] == [8, 5, 1]
+
+
+def test_a_number_of_threads_that_somebody_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "processors", lambda: 16)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert joining.threads(2) == torch.get_num_threads()
 
 
 @reported

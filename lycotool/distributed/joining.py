@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lycotool.devices import resolve_device
+from lycotool.devices import processors, resolve_device
 from lycotool.distributed.job import Job
 from lycotool.distributed.place import PIDS, Place, launched
 from lycotool.distributed.world import World
@@ -75,6 +75,7 @@ def _meet(place: Place, store: Any, name: str) -> World:  # noqa: ANN401 - as ab
     )
     world = World(place.rank, place.size, device)
     cards = world.gather((device.type, platform.node(), _card(device)))
+    torch.set_num_threads(threads([node for _, node, _ in cards].count(platform.node())))
     if len({kind for kind, _, _ in cards}) > 1:
         raise UsageError(
             "the processes compute on " + ", ".join(f"{kind} ({host})" for kind, host, _ in cards),
@@ -89,6 +90,16 @@ def _meet(place: Place, store: Any, name: str) -> World:  # noqa: ANN401 - as ab
     world = World(place.rank, place.size, device, group)
     world.add_up(torch.zeros(1, device=device))  # connects; inside of a graph that cannot be done
     return world
+
+
+def threads(processes: int) -> int:
+    """How many of the processors are this process's, of those of the machine that so many share.
+
+    What ``OMP_NUM_THREADS`` says, but for the 1 that torchrun sets where nobody set anything: with
+    one thread, what a GPU leaves to the host takes as many times as long as there are processors.
+    """
+    own = torch.get_num_threads()
+    return own if os.environ.get("OMP_NUM_THREADS", "1") != "1" else max(1, processors() // processes)
 
 
 def _device(name: str, place: Place) -> torch.device:

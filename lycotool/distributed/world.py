@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lycotool.distributed.connection import connected
+from lycotool.distributed.parcels import packed, unpacked
 from lycotool.lazy import torch
 
 if TYPE_CHECKING:
@@ -68,13 +70,23 @@ class World:
         return found
 
     def collect(self, value: Value) -> list[Value] | None:
-        """Everyone's value by rank, in rank 0 alone; of what pickle takes, as large as its memory."""
+        """Everyone's value by rank, in rank 0 alone, tensors on the CPU; as large as its memory."""
         if self.size == 1:
             return [value]
-        found: list[Any] | None = [None] * self.size if self.is_main else None
         with connected():
-            torch.distributed.gather_object(value, found, dst=0)
-        return found
+            if not self.is_main:
+                text, tensors = packed(value)
+                torch.distributed.gather_object(text, None, dst=0)
+                for tensor in tensors:
+                    torch.distributed.send(tensor, 0)
+                return None
+            texts: list[Any] = [None] * self.size
+            torch.distributed.gather_object(b"", texts, dst=0)
+            others = (
+                unpacked(text, partial(torch.distributed.recv, src=rank))
+                for rank, text in enumerate(texts[1:], 1)
+            )
+            return [value, *others]
 
     def largest(self, number: int) -> int:
         """The largest of everyone's numbers; waits for the hosts, not for their devices."""

@@ -17,19 +17,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from lycotool.devices import processors
+
 Thing = TypeVar("Thing")
 Result = TypeVar("Result")
 
 #: Things that are worth a process.
 _SHARE = 48
 _MOST = 16
-
-
-def processors() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def mapped(work: Callable[[Thing], Result | None], things: Sequence[Thing]) -> Iterator[Result | None]:

@@ -59,7 +59,13 @@ NETWORK: dict[str, dict[str, Any]] = {
     "diag-oft": {"dim": 16},
     "boft": {"dim": 16},
     "full": {},
+    "norm": {"algo": "lora", "train_norm": True, "preset": "norms.toml"},
 }
+
+#: Every norm of the UNet and nothing else: what ``norm`` costs by itself.
+NORMS = (
+    'enable_conv = false\nunet_target_module = ["GroupNorm", "LayerNorm"]\ntext_encoder_target_module = []\n'
+)
 
 
 class Clock(Observer):
@@ -177,6 +183,9 @@ def measure(
         "lr": LEARNING_RATES.get(algo, 2e-4), "precision": arguments.precision, "device": arguments.device,
         "min_bucket_reso": min(256, side), "bucket_reso_steps": 8 if side < 256 else 64,
     }  # fmt: skip
+    if algo == "norm":
+        values["preset"] = str(images.parent / values["preset"])
+        Path(values["preset"]).write_text(NORMS, encoding="utf-8")
     cuda = base.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(base.device)

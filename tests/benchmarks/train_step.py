@@ -53,6 +53,7 @@ LYCORIS: dict[str, dict[str, Any]] = {
     "diag-oft": {"linear_dim": 16, "conv_dim": 16},
     "boft": {"linear_dim": 16, "conv_dim": 16},
     "full": {"linear_dim": 16, "conv_dim": 16},
+    "norm": {"linear_dim": 16, "conv_dim": 16, "train_norm": True},
 }
 
 
@@ -153,11 +154,14 @@ def peft_lora(unet: Unet) -> float:
 
 def lycoris(unet: Unet, algo: str) -> float:
     """LyCORIS' own network on every linear and convolution layer, as its README attaches it."""
-    from lycoris import LycorisNetwork, create_lycoris
+    from lycoris import create_lycoris
 
-    LycorisNetwork.apply_preset({"target_module": ["Linear", "Conv2d"], "enable_conv": True})
-    arguments = {"algo": algo, **LYCORIS[algo]}
-    network = create_lycoris(unet.model, 1.0, **arguments)
+    arguments = {"algo": "lora" if algo == "norm" else algo, **LYCORIS[algo]}
+    classes = ["GroupNorm", "LayerNorm"] if algo == "norm" else ["Linear", "Conv2d"]
+    with tempfile.TemporaryDirectory() as folder:
+        preset = Path(folder) / "preset.toml"
+        preset.write_text(f"enable_conv = true\ntarget_module = {json.dumps(classes)}\n", encoding="utf-8")
+        network = create_lycoris(unet.model, 1.0, preset=str(preset), **arguments)
     network.apply_to()
     network.cuda().float()
     network.train()
