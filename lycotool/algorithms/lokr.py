@@ -223,12 +223,29 @@ def operands(module: Bound) -> Operands:
     }
 
 
-def kronecker(operands: Operands) -> Operands:
-    """w2 whole; the CP form stays as it is."""
+def on_gpu(operands: Operands, layer: TrainableLayer) -> Operands:
+    """What moves no run of channels, which takes a GPU longer than products do.
+
+    A thin w2 meets the runs where they are in a linear layer's input, and w1 what is left of them,
+    as ``w1ᵀ ⊗ I``; in a convolution it is part of exact factors of ΔW. Where either has more
+    multiply-adds than ΔW, or ``w1ᵀ ⊗ I`` would be large itself, w2 is given whole, and ΔW built of
+    it. A CP core has nothing better.
+    """
     if "core" in operands:
         return {}
-    second = operands["second"] if "second" in operands else low_rank_of(operands).dense()
-    return {"first": operands["first"], "second": second.flatten(1)}
+    first = operands["first"]
+    if "second" in operands:
+        return {"first": first, "second": operands["second"].flatten(1)}
+    low, columns = low_rank_of(operands), layer.numel // layer.out
+    if layer.kind == "linear":
+        mixing = first.numel() * low.rank**2
+        if 3 * (low.rank * (layer.out + columns) + mixing) < 2 * layer.numel and 8 * mixing <= layer.numel:
+            identity = torch.eye(low.rank, dtype=first.dtype, device=first.device)
+            return {**operands_of(low), "mixing": kron(first.T, identity)}
+    elif 3 * min(first.shape) * low.rank * (layer.out + columns) < 2 * layer.numel:
+        left, right = low_rank_split(first)
+        return operands_of(LowRank(kron(left, low.up), kron(right, low.down)))
+    return {"first": first, "second": low.dense()}
 
 
 def change(operands: Operands, layer: TrainableLayer, x: Tensor) -> Tensor:
@@ -298,7 +315,7 @@ LOKR = Algorithm(
         init=init,
         layouts=LAYOUTS,
         learning_rate=2e-4,
-        structured=Structured(operands=operands, change=change, kronecker=kronecker, cost=cost),
+        structured=Structured(operands=operands, change=change, on_gpu=on_gpu, cost=cost),
         up=frozenset({"lokr_w1_a", "lokr_w2_a"}),
     ),
     advice=(

@@ -110,9 +110,10 @@ class Structured:
         For a change that is added to the weight.
     output
         From ``base(x) = op(x, W)``, both without the bias, for a change that multiplies the weight.
-    kronecker
-        ``{"first", "second"}`` from the operands, where ``ΔW = first ⊗ second``; empty where that does not
-        pay. A GPU then builds ΔW instead: reordering an input takes it longer than a product.
+    on_gpu
+        ``(operands, layer) -> operands`` that a GPU is faster with, none where it has no better ones:
+        ``{"up", "down"}``, factors of ΔW; ``{"up", "down", "mixing"}`` or ``{"first", "second"}``, of
+        a Kronecker product, see :mod:`lycotool.training.kronecker`.
     cost
         Multiply-adds for each position of the output, besides those of the base. Applying ΔW
         costs the number of the weight's elements.
@@ -122,7 +123,7 @@ class Structured:
     operands: Callable[[Bound], Operands]
     change: ChangeFn | None = None
     output: OutputFn | None = None
-    kronecker: Callable[[Operands], Operands] | None = None
+    on_gpu: Callable[[Operands, TrainableLayer], Operands] | None = None
 
     @property
     def is_low_rank(self) -> bool:
@@ -236,6 +237,10 @@ def low_rank_form(
         return operands_of(low)
 
     return Structured(operands=operands, cost=cost)
+
+
+#: Operands that are nothing but factors of ΔW.
+FACTORS = frozenset({"up", "down", "core"})
 
 
 def operands_of(low: LowRank) -> Operands:

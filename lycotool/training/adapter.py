@@ -21,9 +21,17 @@ from lycotool.algorithms import dora
 from lycotool.algorithms.base import DEFAULT_READING, Bound
 from lycotool.algorithms.detection import Detected, bias_change, weight_change
 from lycotool.algorithms.layer import TrainableLayer
-from lycotool.algorithms.training import Arguments, Operands, Start, Structured, Training, low_rank_of
+from lycotool.algorithms.training import (
+    FACTORS,
+    Arguments,
+    Operands,
+    Start,
+    Structured,
+    Training,
+    low_rank_of,
+)
 from lycotool.training.fused import product_with_sum
-from lycotool.training.kronecker import product_with_kronecker
+from lycotool.training.kronecker import product_with_kronecker, product_with_thin_kronecker
 from lycotool.training.low_rank import product_with_low_rank
 from lycotool.training.masks import Dropouts, MaskSpec, element_mask
 from lycotool.training.scaled import scaled_product_with_low_rank
@@ -109,8 +117,13 @@ class AdapterLayer(nn.Module):
         self.fixed = dict(start.fixed)
         self.switches = {slot: bool(tensor.item()) for slot, tensor in self.fixed.items()}
         self.structured = self._choose(forward)
-        #: Whether ``ΔW = first ⊗ second`` is built: where that takes less time than its structure.
-        self.builds_kronecker = forward == "auto" and weight.is_cuda and not isinstance(layer.padding, str)
+        #: Whether the structured form is the one that a GPU is faster with, which gives W' whole.
+        self.as_on_gpu = (
+            forward == "auto"
+            and weight.is_cuda
+            and not isinstance(layer.padding, str)
+            and not self._drops_output
+        )
         self.prepared: Operands | None = None  # what a step made beforehand
         self.uses_kernels = False  # Triton's
         self.masks: Mapping[str, Tensor] = {}
@@ -200,7 +213,7 @@ class AdapterLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``op(x, W') + b'``."""
         structured = self.structured
-        if self.training and bool(self.masks.keys() & {"rows", "module"} or self.dropouts.elements):
+        if self.training and self._drops_output:
             return cast("Tensor", self._original_forward(x)) + self._drop(self.change(x))
         bias = cast("Tensor | None", self.original.bias)
         if structured is None:
@@ -209,14 +222,17 @@ class AdapterLayer(nn.Module):
             added = bias_change(self.detected, module, strength=1.0)
             return y if added is None else y + self.layer.channels(added, y)
         operands = self.operands()
-        if structured.is_low_rank and "gain" not in operands:
+        if operands.keys() <= FACTORS:
             return product_with_low_rank(self.layer, x, self.base_weight, low_rank_of(operands), bias)
         if "gain" in operands and self._scales_rows and not torch.compiler.is_compiling():
             low = low_rank_of(operands)
             return scaled_product_with_low_rank(
                 self.layer, x, self.base_weight, low, operands["gain"], bias, kernels=self.uses_kernels
             )
-        if self.builds_kronecker and "second" in operands:
+        if "mixing" in operands:
+            low, mixing = low_rank_of(operands), operands["mixing"]
+            return product_with_thin_kronecker(self.layer, x, low, mixing, self.base_weight, bias)
+        if self.as_on_gpu and "second" in operands:
             factors = operands["first"], operands["second"]
             return product_with_kronecker(self.layer, x, *factors, self.base_weight, bias)
         output = self._output(structured, operands, x)
@@ -236,8 +252,8 @@ class AdapterLayer(nn.Module):
         if self.structured is None:
             raise RuntimeError(f"{self.detected.label} has no structured form")
         operands = dict(self.structured.operands(module))
-        if self.builds_kronecker and self.structured.kronecker is not None:
-            return dict(self.structured.kronecker(operands)) or operands
+        if self.as_on_gpu and self.structured.on_gpu is not None:
+            return dict(self.structured.on_gpu(operands, self.layer)) or operands
         return operands
 
     def _own_operands(self, module: Bound) -> Operands:
@@ -249,6 +265,12 @@ class AdapterLayer(nn.Module):
         low = low_rank_of(operands)
         product = dora.product_with_base(self.base_weight, low, axis)
         return {**operands, "gain": dora.gain(module[slot], self.squares, low, product, axis)}
+
+    @property
+    def _drops_output(self) -> bool:
+        """Whether training drops parts of the change itself, rather than of its factors."""
+        drops = self.dropouts
+        return bool(drops.modules or drops.elements or (drops.ranks and not self.training_of.rank_axes))
 
     @property
     def _scales_rows(self) -> bool:
