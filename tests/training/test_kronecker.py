@@ -57,7 +57,7 @@ WIDE: dict[str, tuple[dict[str, object], Callable[[], nn.Module], set[str]]] = {
     ),
     "both thin": ({"dim": 1, "factor": 8, "decompose_both": True}, partial(nn.Linear, 64, 128), {"up", "down", "mixing"}),
     "thick linear": ({"dim": 5, "factor": 4}, partial(nn.Linear, 48, 64), {"first", "second"}),
-    "many runs": ({"dim": 2, "factor": 16}, partial(nn.Linear, 256, 64), {"first", "second"}),
+    "many runs": ({"dim": 6, "factor": 16}, partial(nn.Linear, 256, 256), {"first", "second"}),
     "whole": ({"dim": 2, "factor": 4, "full_matrix": True}, partial(nn.Linear, 48, 64), {"first", "second"}),
     "thin convolution": ({"dim": 2, "factor": 4}, partial(nn.Conv2d, 32, 48, 3, padding=1), {"up", "down"}),
     "strided": ({"dim": 1, "factor": 2}, partial(nn.Conv2d, 48, 32, 3, stride=2), {"up", "down"}),
