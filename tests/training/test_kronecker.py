@@ -53,7 +53,7 @@ def test_output_and_gradients(case: Case, prepared: bool) -> None:
 WIDE: dict[str, tuple[dict[str, object], Callable[[], nn.Module], set[str]]] = {
     "thin linear": ({"dim": 2, "factor": 4}, partial(nn.Linear, 48, 64), {"up", "down", "mixing"}),
     "unequal factors": (
-        {"dim": 2, "factor": 4, "unbalanced_factorization": True}, partial(nn.Linear, 96, 60), {"first", "second"},
+        {"dim": 2, "factor": 4, "unbalanced_factorization": True}, partial(nn.Linear, 96, 60), {"up", "down", "mixing"},
     ),
     "both thin": ({"dim": 1, "factor": 8, "decompose_both": True}, partial(nn.Linear, 64, 128), {"up", "down", "mixing"}),
     "thick linear": ({"dim": 5, "factor": 4}, partial(nn.Linear, 48, 64), {"first", "second"}),
