@@ -76,7 +76,7 @@ class PassingHash:
             look()
             count = self._read_at(self._position, buffer[: stop - self._position])
             if not count:
-                raise OSError(0, "the file is shorter than it was")
+                raise OSError(0, "the file changed while it was read: it is shorter than it was")
             self._take(buffer[:count])
 
     def _take(self, piece: memoryview) -> None:

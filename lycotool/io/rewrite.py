@@ -9,7 +9,6 @@ their blocks, which is what they ask for.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import struct
@@ -17,10 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from lycotool.errors import BadInputError, OutputError
+from lycotool.errors import OutputError
 from lycotool.io.header import MAX_HEADER_BYTES, read_header
-from lycotool.io.kernel import copy_range
-from lycotool.io.store import CHUNK_BYTES, SafetensorsFile
+from lycotool.io.store import SafetensorsFile
 from lycotool.io.whole import whole_file
 
 #: Blocks that file systems share; the data section keeps its offset in them.
@@ -52,6 +50,8 @@ def rewrite(file: SafetensorsFile, header: bytes, target: Path) -> None:
 
     Raises
     ------
+    BadInputError
+        If the file changed since it was opened.
     OutputError
         If the disk is full or any write fails. The target is then as it was before.
     """
@@ -66,25 +66,15 @@ def rewrite(file: SafetensorsFile, header: bytes, target: Path) -> None:
 
     with whole_file(target, len(header) + data, check=check) as written:
         written.write(header)
-        with file.path.open("rb", buffering=0) as source:
-            _copy(source, written, file.data_start, file.size)
+        written.flush()
+        _copy(file, written.fileno())
+        file.require_unchanged()
 
 
-def _copy(source: BinaryIO | io.FileIO, target: BinaryIO, start: int, stop: int) -> None:
-    """Append ``source[start:stop]`` to ``target``; from the first whole block on without reading it."""
-    position = min(stop, start + -start % _BLOCK)
-    _copy_through_memory(source, target, start, position)
-    target.flush()
-    position += copy_range(source.fileno(), target.fileno(), position, stop)
-    target.seek(0, os.SEEK_END)
-    _copy_through_memory(source, target, position, stop)
-
-
-def _copy_through_memory(source: BinaryIO | io.FileIO, target: BinaryIO, start: int, stop: int) -> None:
-    source.seek(start)
-    while start < stop:
-        piece = source.read(min(CHUNK_BYTES, stop - start))
-        if not piece:
-            raise BadInputError("the file changed while it was read", path=str(source.name))
-        target.write(piece)
-        start += len(piece)
+def _copy(file: SafetensorsFile, descriptor: int) -> None:
+    """Append the file's data section; from the first whole block on without reading it."""
+    stop = file.size
+    position = min(stop, file.data_start + -file.data_start % _BLOCK)
+    file.copy_data(file.data_start, position, descriptor, by_system=False)
+    position += file.copy_data(position, stop, descriptor, by_system=True)
+    file.copy_data(position, stop, descriptor, by_system=False)

@@ -109,8 +109,9 @@ class SafetensorsFile:
                 if not count:
                     break
                 position += count
-            if position < self.size or self._look() != self._state:
+            if position < self.size:
                 raise BadInputError("the file changed while it was read", path=self._shown_as)
+            self.require_unchanged()
         self._kept = kept
 
     def sha256(self, look: Callable[[], None] = lambda: None) -> str:
@@ -138,8 +139,7 @@ class SafetensorsFile:
         assert self._passing is not None
         with reading(self._shown_as):
             found = self._passing.finish(look)
-            if self._look() != self._state:
-                raise BadInputError("the file changed while it was read", path=self._shown_as)
+        self.require_unchanged()
         return found
 
     def chunks(self, name: str) -> Iterator[memoryview]:
@@ -168,8 +168,7 @@ class SafetensorsFile:
                         key=name,
                     )
                 position += count
-            if self._look() != self._state:
-                raise BadInputError("the file changed while it was read", path=self._shown_as, key=name)
+            self.require_unchanged(name)
             if self._passing is not None:
                 self._passing.saw(start, buffer)
         except OSError as error:
@@ -200,9 +199,49 @@ class SafetensorsFile:
             copied += len(piece)
             while piece:
                 piece = piece[os.write(descriptor, piece) :]
+        self.require_unchanged(name)
+
+    def copy_data(self, start: int, stop: int, descriptor: int, *, by_system: bool) -> int:
+        """Write the file's bytes from ``start`` to ``stop`` where another file stands; gives how many.
+
+        They are the numbers of this file only if :meth:`require_unchanged` passes afterwards.
+
+        Parameters
+        ----------
+        by_system
+            Whether the system copies them, as far as it can; else they pass through memory, all of them.
+
+        Raises
+        ------
+        BadInputError
+            If the file ends before.
+        OSError
+            If the other file cannot be written.
+        """
+        if by_system:
+            return copy_range(self._file.fileno(), descriptor, start, stop)
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, stop - start)))
+        for place in range(start, stop, CHUNK_BYTES):
+            piece = buffer[: stop - place]
+            with reading(self._shown_as):
+                count = self._read_at(place, piece)
+            if count != len(piece):
+                raise BadInputError("the file changed while it was read", path=self._shown_as)
+            while piece:
+                piece = piece[os.write(descriptor, piece) :]
+        return stop - start
+
+    def require_unchanged(self, key: str | None = None) -> None:
+        """Demand that nobody wrote to the file since it was opened.
+
+        Raises
+        ------
+        BadInputError
+            If somebody did; with the tensor ``key`` that was read last.
+        """
         with reading(self._shown_as):
             if self._look() != self._state:
-                raise BadInputError("the file changed while it was read", path=self._shown_as, key=name)
+                raise BadInputError("the file changed while it was read", path=self._shown_as, key=key)
 
     def read_small(self, names: Sequence[str]) -> list[bytes]:
         """The bytes of tensors of a few bytes each; whether the file changed is looked at once."""
@@ -217,8 +256,7 @@ class SafetensorsFile:
                 if self._passing is not None:
                     self._passing.saw(place, memoryview(buffer))
                 found.append(bytes(buffer))
-            if self._look() != self._state:
-                raise BadInputError("the file changed while it was read", path=self._shown_as)
+        self.require_unchanged()
         return found
 
     def _look(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from lycotool.io.dtypes import FLOATING
 from lycotool.io.hashes import MODEL_HASH, SPEC_HASH
 from lycotool.io.store import SafetensorsFile, TensorStore
 from lycotool.lazy import torch
+from lycotool.linalg.finite import extremes
 from lycotool.ops._adapter import Adapter, AdapterModule
 from lycotool.ops._findings import Finding, finding
 from lycotool.ops._inspect_rows import HashRow, kind_of
@@ -236,16 +237,18 @@ def value_findings(store: TensorStore, adapter: Adapter | None) -> list[Finding]
             continue
         tensor = store.tensor(key)
         values = tensor.float() if entry.info.dtype.startswith("F8") else tensor
-        finite = torch.isfinite(values)
-        if not bool(finite.all()):
-            count = int((~finite).sum())
+        low, high = extremes(values)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            count = int((~torch.isfinite(values)).sum())
             broken[key] = f"{key} ({count} of {values.numel()})"
             continue
-        if float(values.abs().max()) * scales.get(key, 1.0) > _FP16_MAX:
+        if max(-low, high) * scales.get(key, 1.0) > _FP16_MAX:
             large.append(key)
         if entry.info.dtype in ("F32", "F64"):
+            # One tensor that does not fit answers for all of them.
+            fits = fitting == wide and torch.equal(tensor.half().to(tensor.dtype), tensor)
             wide += entry.info.nbytes
-            fitting += entry.info.nbytes if torch.equal(tensor.half().to(tensor.dtype), tensor) else 0
+            fitting += entry.info.nbytes if fits else 0
     found = []
     if broken:
         found.append(finding("non-finite", "NaN or infinite values in " + ", ".join(list(broken.values())[:5]), broken,

@@ -198,7 +198,6 @@ class Resizer:
         self._adapter = adapter
         self._options = options
         self._progress = progress
-        self._device = resolve_device(options.device, float64=True)
         # Unknown tensors stay in the file: here they are only left alone.
         self._warnings = [w.replace(", left aside", ", carried over unchanged") for w in adapter.warnings]
         self._warnings += adapter.notes
@@ -212,6 +211,9 @@ class Resizer:
         if not (output == "-" and options.dry_run):
             target = prepare_output(output, inputs=adapter.store.files, force=options.force)
         chosen = _obey_rules(adapter, options)
+        self._device = resolve_device(
+            options.device, float64=True
+        )  # takes seconds: what is wrong was said before
         self._progress.start("resize", 2 * adapter.store.nbytes)
         candidates = self._candidates(chosen)
         names = {module.name for module in chosen}

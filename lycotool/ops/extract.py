@@ -10,7 +10,7 @@ three on a GPU), and the adapter that grows.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,9 +105,10 @@ def extract(
     NumericError
         If either has NaN or infinite values.
     """
-    with _world(options.device) as world, ExitStack() as files:
+    with ExitStack() as files:
+        world = None if launched() is None else files.enter_context(joined(options.device))
         _check_options(options)
-        if world.size > 1 and "-" in (base, tuned):
+        if world is not None and world.size > 1 and "-" in (base, tuned):
             raise UsageError("several processes cannot share standard input", hint="name files")
         stores = [
             files.enter_context(open_store(name, allow_pickle=options.allow_pickle)) for name in (base, tuned)
@@ -127,6 +128,8 @@ def extract(
         target = None
         if not (name == "-" and options.dry_run):
             target = prepare_output(name, inputs=inputs, force=options.force)
+        if world is None:  # alone; finding a device takes seconds, and what is wrong was said before
+            world = World(0, 1, resolve_device(options.device, float64=True))
         before, after = (dequantised(store) for store in stores)
         shown = progress if progress is not None and world.is_main else NoProgress()
         extractor = Extractor(before, after, options, shown, world)
@@ -156,13 +159,6 @@ def extract(
         )
         world.share(result)
         return result
-
-
-def _world(device: str) -> AbstractContextManager[World]:
-    """The processes that work together: this one alone, unless several were started as one job."""
-    if launched() is None:
-        return nullcontext(World(0, 1, resolve_device(device, float64=True)))
-    return joined(device)
 
 
 def _received(world: World) -> ExtractResult:

@@ -28,7 +28,8 @@ from lycotool.errors import RefusedError, UsageError
 from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
 from lycotool.ops._adapter import Adapter, AdapterInput, AdapterModule, is_adapter, read_adapter
-from lycotool.ops._common import NoProgress, Progress, default_name
+from lycotool.ops._bake_files import prepare
+from lycotool.ops._common import NoProgress, Progress, check_suffix, default_name
 from lycotool.ops._merge_adapters import AdapterMergeResult, merge_adapters
 from lycotool.ops._merge_kohya import refuse_with_kohya
 from lycotool.ops._merge_options import OPTIONS, MergeOptions, values_of
@@ -84,14 +85,15 @@ def merge(
         refuse_with_kohya(options, named, into_adapter=into_adapter)
         combination = resolve(options.method, named, truncated=options.ranks.truncates)
         options.ranks.check()
+        ending = "" if store.kind == "diffusers" else ".safetensors"
+        name = options.output or default_name([base.path, *(a.path for a in adapters)], ending)
+        _look_at_output(name, store, opened, options, into_adapter=into_adapter)
         # Angles and spectra are float64. From here on the device is the one that is found.
         exacting = combination.is_dense or options.ranks.truncates
         options = replace(options, device=str(resolve_device(options.device, float64=exacting)))
         for weighted in opened:
             if not options.rebuild:
                 _obey_rules(weighted.adapter)
-        ending = "" if store.kind == "diffusers" else ".safetensors"
-        name = options.output or default_name([base.path, *(a.path for a in adapters)], ending)
         also = {
             option: files.enter_context(open_store(path, allow_pickle=options.allow_pickle))
             for option, path in (("base", options.base), ("vae", options.vae))
@@ -101,14 +103,34 @@ def merge(
         hashes = None if options.dry_run else files.enter_context(Hashes(known_hashes or {}))
         origin = Origin(_described(checkpoint, opened), also, _recorded(options, combination), hashes)
         if checkpoint is None:
-            _refuse_checkpoint_options(options)
             weights = dequantised(also["base"]) if "base" in also else None
             return merge_adapters(opened, weights, name, options, combination, origin, progress)
-        _refuse_adapter_options(options)
         return fold(
             checkpoint, opened, name, options, command="merge", progress=progress, combination=combination,
             origin_of_merge=origin, title=options.title,
         )  # fmt: skip
+
+
+def _look_at_output(
+    name: str, store: TensorStore, opened: Sequence[Weighted], options: MergeOptions, *, into_adapter: bool
+) -> None:
+    """Say what is wrong with the output before the device is looked for, which takes seconds.
+
+    Raises
+    ------
+    UsageError
+        If options are for the other kind of result.
+    OutputError
+        If it cannot be written.
+    """
+    if into_adapter:
+        _refuse_checkpoint_options(options)
+        check_suffix(name)
+    else:
+        _refuse_adapter_options(options)
+    inputs = [path for source in (store, *(a.adapter.store for a in opened)) for path in source.files]
+    shard_size = None if into_adapter else options.shard_size
+    prepare(store, name, inputs, shard_size, force=options.force, dry=options.dry_run)
 
 
 def _described(

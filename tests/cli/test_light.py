@@ -54,6 +54,42 @@ def test_what_is_not_imported(arguments: list[str], pytestconfig: pytest.Config)
     assert found.stderr == "[]\n"
 
 
+_LOUD = """
+import sys
+from lycotool.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+
+_ADAPTER, _BASE = "tests/data/lora.safetensors", "tests/data/base.safetensors"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bake", _BASE, _ADAPTER], ["merge", _BASE, _ADAPTER], ["merge", _ADAPTER, _ADAPTER],
+        ["resize", _ADAPTER, "--rank", "1"], ["convert", _ADAPTER, "--to", "diffusers"],
+        ["extract", _BASE, _BASE], ["inspect", _ADAPTER, "--set", "a=b"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)  # fmt: skip
+def test_what_needs_no_tensor_is_said_without_torch(
+    arguments: list[str], pytestconfig: pytest.Config
+) -> None:
+    """Importing it takes seconds, which nobody should wait to read that a folder is missing."""
+    found = subprocess.run(
+        [sys.executable, "-c", _LOUD, *arguments, "-o", "nowhere/out.safetensors"],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "nowhere" in found.stderr
+    assert found.stdout == "7 False\n"
+
+
 def _seen(command: type[TyperCommand], arguments: list[str]) -> tuple[int, str, list[object]]:
     """What a function is given for these arguments, and what is said."""
     made = typer.Typer(add_completion=False, rich_markup_mode=None, cls=LightGroup)

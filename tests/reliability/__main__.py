@@ -8,7 +8,9 @@
     python -m tests.reliability disk STEPS            a disk that fills up, in so many steps
     python -m tests.reliability memory STEPS          less and less memory, in so many steps
     python -m tests.reliability sizes GIGABYTES       memory that commands take of a checkpoint of that size
+    python -m tests.reliability preflight GIGABYTES [N]   time until an error that needs no tensor, the longest of N
     python -m tests.reliability writers ROUNDS        four writers of one output
+    python -m tests.reliability changes ROUNDS        inputs that change, so often for each command that reads
     python -m tests.reliability fuzz N [TARGET...]    N executions of each parser
     python -m tests.reliability.guided TARGET ...     the same by coverage, with atheris and its options
 """
@@ -27,9 +29,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from reliability import injection
 from reliability.cases import VERBS
+from reliability.changes import COMMANDS, changed_while_read
 from reliability.full_disk import run_on_full_disk
 from reliability.fuzz import Tally, Targets, execute
 from reliability.lab import Server
+from reliability.preflight import refusals
 from reliability.sizes import MIB, SIZED, measured
 from reliability.table import CASES, ELSEWHERE, ROWS, RUNS, UNTRIED
 from reliability.test_faults import signals_in_a_large_write, writers_of_one_output
@@ -127,10 +131,24 @@ def sizes(gigabytes: int) -> None:
     server = Server(faults=False)
     with tempfile.TemporaryDirectory() as folder:
         rows = measured(server, Path(folder), list(SIZED), megabytes=1024 * gigabytes, layer=16, adapter=256)
-        for name, peak, bound, seconds in rows:
-            print(f"{name}: {peak / MIB:.0f} MiB of {bound / MIB:.0f} allowed, {seconds:.0f} s", flush=True)
-            assert peak <= bound
+        for one in rows:
+            print(
+                f"{one.name}: {one.peak / MIB:.0f} MiB of {one.bound / MIB:.0f} allowed; with the program "
+                f"{one.whole / 1e6:.0f} MB, 300 MB and six tensors are {one.floor / 1e6:.0f}; {one.seconds:.0f} s",
+                flush=True,
+            )
+            assert one.peak <= one.bound
     server.close()
+
+
+def preflight(gigabytes: float, repeats: int) -> None:
+    """How long it takes until an error that no tensor is needed for."""
+    longest = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for one in refusals(Path(folder), gigabytes, repeats=repeats):
+            print(f"{one.seconds:5.2f} s  {one.command}, {one.fault}: {one.message[:120]}", flush=True)
+            longest = max(longest, one.seconds)
+    print(f"at most {longest:.2f} s")
 
 
 def kills(count: int, megabytes: int) -> None:
@@ -155,6 +173,18 @@ def writers(rounds: int) -> None:
         writers_of_one_output(server, Path(folder), rounds)
     server.close()
     print(f"{rounds} rounds of 4 writers: always one of the four files, whole")
+
+
+def changes(rounds: int) -> None:
+    """Change what commands are reading."""
+    server = Server(faults=False)
+    for name in COMMANDS:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "work"
+            folder.mkdir()
+            print(f"{name}: {changed_while_read(server, folder, name, rounds)}", flush=True)
+    server.close()
+    print(f"{len(COMMANDS) * rounds} rounds: no signal, no mixture")
 
 
 def fuzz(count: int, names: list[str]) -> None:
@@ -197,8 +227,14 @@ def main() -> None:
             kills(int(count), int(megabytes))
         case ["sizes", gigabytes]:
             sizes(int(gigabytes))
+        case ["preflight", gigabytes]:
+            preflight(float(gigabytes), 1)
+        case ["preflight", gigabytes, repeats]:
+            preflight(float(gigabytes), int(repeats))
         case ["writers", rounds]:
             writers(int(rounds))
+        case ["changes", rounds]:
+            changes(int(rounds))
         case ["fuzz", count, *names]:
             fuzz(int(count), names)
         case _:

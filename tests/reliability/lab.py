@@ -94,6 +94,8 @@ class Ended:
         What it took by the clock, and of the processor: a busy machine makes only the first longer.
     peak
         Bytes of memory without a file behind it, beyond what the idle program has.
+    whole
+        The same with what the idle program has.
     bound
         What they may be.
     """
@@ -105,6 +107,7 @@ class Ended:
     seconds: float
     processor: float
     peak: int
+    whole: int
     bound: int
     is_late: bool
     trace: tuple[str, ...]
@@ -192,6 +195,7 @@ class Server:
             seconds=answer["seconds"],
             processor=answer["processor"],
             peak=answer["peak"],
+            whole=answer["peak"] + answer["idle"],
             bound=setting.memory,
             is_late=answer["late"],
             trace=tuple(trace.read_text().splitlines()) if trace.exists() else (),

@@ -162,6 +162,7 @@ def _serve(request: dict[str, object], shim: ctypes.CDLL | None) -> dict[str, ob
         "seconds": time.monotonic() - start,
         "processor": processor,
         "peak": peak - idle,
+        "idle": idle,
         "late": is_late,
     }
 

@@ -65,10 +65,34 @@ SIZED = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a command took.
+
+    Attributes
+    ----------
+    peak
+        Bytes of memory without a file behind it (RssAnon), beyond what the idle program has.
+    bound
+        What they may be by the command's documentation.
+    whole
+        RssAnon of the whole process, the program itself included.
+    floor
+        300 MB and six times the largest tensor in float32, which is asked of ``whole`` for checkpoints.
+    """
+
+    name: str
+    peak: int
+    bound: int
+    whole: int
+    floor: int
+    seconds: float
+
+
 def measured(
     server: Server, folder: Path, names: list[str], *, megabytes: int, layer: int, adapter: int
-) -> Iterator[tuple[str, int, int, float]]:
-    """Run commands on a checkpoint and an adapter of so many MiB; the peak and the bound of each.
+) -> Iterator[Measured]:
+    """Run commands on a checkpoint and an adapter of so many MiB; the peak and the bounds of each.
 
     Parameters
     ----------
@@ -80,23 +104,35 @@ def measured(
     companions(small)
     idle = server.run(small, ["merge", "base.safetensors", "good.safetensors", "-o", OUT]).peak
     width = int((layer * MIB // 4) ** 0.5)
-    _sparse(folder / "large.safetensors", megabytes // layer, width, seed=1)
-    _sparse(folder / "tuned.safetensors", megabytes // layer, width, seed=2)
-    thin = {}
-    for n in range(_CHANGED):
-        thin[f"lora_unet_l{n}.lora_down.weight"] = numbers(1, width, seed=n)
-        thin[f"lora_unet_l{n}.lora_up.weight"] = numbers(width, 1, seed=n)
-    (folder / "thin.safetensors").write_bytes(stored(thin))
+    sparse_checkpoint(folder / "large.safetensors", megabytes // layer, width, seed=1)
+    sparse_checkpoint(folder / "tuned.safetensors", megabytes // layer, width, seed=2)
+    adapter_for(folder / "thin.safetensors", width)
     heavy = _heavy(folder / "heavy.safetensors", adapter)
     for name in names:
         sized = SIZED[name]
         ended = server.run(folder, sized.argv, Setting(timeout=3600))
         assert ended.code in (OK, CHECK), ended.text
         (folder / OUT).unlink(missing_ok=True)
-        yield name, ended.peak - idle, sized.bound(layer * MIB, heavy), ended.seconds
+        yield Measured(
+            name,
+            ended.peak - idle,
+            sized.bound(layer * MIB, heavy),
+            ended.whole,
+            300 * 10**6 + 6 * layer * MIB,
+            ended.seconds,
+        )
 
 
-def _sparse(path: Path, layers: int, width: int, *, seed: int) -> None:
+def adapter_for(path: Path, width: int) -> None:
+    """An adapter of rank 1 for the first layers of :func:`sparse_checkpoint`."""
+    thin = {}
+    for n in range(_CHANGED):
+        thin[f"lora_unet_l{n}.lora_down.weight"] = numbers(1, width, seed=n)
+        thin[f"lora_unet_l{n}.lora_up.weight"] = numbers(width, 1, seed=n)
+    path.write_bytes(stored(thin))
+
+
+def sparse_checkpoint(path: Path, layers: int, width: int, *, seed: int) -> None:
     """A checkpoint of layers of ``width`` by ``width``; the first few are numbers, the others a hole."""
     nbytes = 4 * width * width
     header = {

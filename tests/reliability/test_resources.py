@@ -58,8 +58,8 @@ def test_memory_is_what_is_documented(server: Server, tmp_path: Path) -> None:
 
     A check keeps files of up to 128 MiB, to read them once; this one is larger.
     """
-    for name, peak, bound, _ in measured(server, tmp_path, list(SIZED), megabytes=160, layer=4, adapter=24):
-        assert peak <= bound, f"{name}: {peak / MIB:.0f} MiB of {bound / MIB:.0f}"
+    for one in measured(server, tmp_path, list(SIZED), megabytes=160, layer=4, adapter=24):
+        assert one.peak <= one.bound, f"{one.name}: {one.peak / MIB:.0f} MiB of {one.bound / MIB:.0f}"
 
 
 def wide(folder: Path) -> None:
