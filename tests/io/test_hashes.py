@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from stored_tensors import DTYPES, bits, state_dicts
 
-from lycotool.io.hashes import DataHasher
+from lycotool.io.hashes import DataHasher, legacy_hash
 from lycotool.io.writer import FilePlan, TensorPlan, write_file
 
 State = dict[str, torch.Tensor]
@@ -122,3 +122,23 @@ def test_the_pieces_do_not_matter(cuts: list[int]) -> None:
         "sshs_legacy_hash": hashlib.sha256((header + data)[0x100000:0x110000]).hexdigest()[:8],
         "modelspec.hash_sha256": "0x" + hashlib.sha256(data).hexdigest(),
     }
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    nbytes=st.sampled_from([0, 0x100000 - 400, 0x108000, 0x110000 - 400, 0x110000, 0x200000]),
+    piece=st.integers(50_000, 2**21),
+)
+def test_the_legacy_hash_alone_reads_no_further_than_it_has_to(nbytes: int, piece: int) -> None:
+    """The same as of the whole file, from the pieces up to the window's end."""
+    header, data = bytes(range(200)) * 2, bytes(range(251)) * (nbytes // 251 + 1)
+    read: list[int] = []
+
+    def pieces() -> Iterator[memoryview]:
+        for start in range(0, nbytes, piece):
+            read.append(start)
+            yield memoryview(data[start : min(start + piece, nbytes)])
+
+    whole = header + data[:nbytes]
+    assert legacy_hash(header, pieces()) == hashlib.sha256(whole[0x100000:0x110000]).hexdigest()[:8]
+    assert all(len(header) + start < 0x110000 for start in read)

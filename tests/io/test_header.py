@@ -13,7 +13,7 @@ from stored_tensors import DTYPES, bits, names, state_dicts, text
 
 from lycotool.errors import BadInputError
 from lycotool.io import header as parser
-from lycotool.io.header import MAX_HEADER_BYTES, MAX_TENSORS, Header, read_header
+from lycotool.io.header import MAX_HEADER_BYTES, MAX_TENSORS, Header, read_header, read_split_header
 
 LIMIT = MAX_HEADER_BYTES
 
@@ -264,3 +264,56 @@ def test_what_the_reference_writes_is_read(
         info = header.tensors[name]
         assert (info.dtype, info.shape) == (DTYPES[tensor.dtype], tuple(tensor.shape))
         assert content[header.data_start + info.start : header.data_start + info.stop] == bits(tensor)
+
+
+# --- the quick ways, which say nothing where they are not sure -----------------------------
+
+
+def test_too_many_tensors_are_refused_however_they_are_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first look counts words; escapes get past it, and the entries themselves are counted."""
+    monkeypatch.setattr(parser, "MAX_TENSORS", 3)
+    text = json.dumps({str(n): entry("U8", [1], n, n + 1) for n in range(4)})
+    content = container(text.replace("data_offsets", "data_offset\\u0073").encode(), bytes(4))
+    with pytest.raises(BadInputError, match="too many tensors: 4, the limit is 3"):
+        parse(content)
+
+
+@pytest.mark.parametrize("size", [True, 1.0, "1", None])
+def test_sizes_are_whole_numbers(size: object) -> None:
+    with pytest.raises(BadInputError, match="is not a list of sizes") as caught:
+        parse(container({"a": {**entry("U8", [1], 0, 1), "shape": [size]}}, b"x"))
+    assert caught.value.key == "a"
+
+
+@pytest.mark.parametrize("metadata", [{}, {"k": "v"}])
+def test_columns_are_the_tensors(metadata: dict[str, str]) -> None:
+    content = save(
+        {"b": torch.ones(2, 3), "a": torch.ones(2, dtype=torch.int64), "c": torch.ones(())}, metadata
+    )
+    split = read_split_header(io.BytesIO(content), len(content), "x")
+    assert split is not None
+    found, whole = split.columns(), parse(content)
+    assert found is not None
+    assert dict(zip(found.names, zip(found.dtypes, map(tuple, found.shapes), strict=True), strict=True)) == {
+        name: (info.dtype, info.shape) for name, info in whole.tensors.items()
+    }
+    assert split.tensors() == whole.tensors
+    assert (split.metadata, split.data_start) == (whole.metadata, whole.data_start)
+
+
+@pytest.mark.parametrize("content", [*(content for content, _ in MALFORMED.values())])
+def test_a_quick_way_never_takes_what_the_whole_one_refuses(content: bytes) -> None:
+    try:
+        split = read_split_header(io.BytesIO(content), len(content), "x")
+    except BadInputError:
+        return
+    assert split is None or (split.columns() is None and split.tensors() is None)
+
+
+def test_strings_too_many_here_do_not_make_up_for_those_that_lack_there() -> None:
+    """The quick way counts them, over all entries."""
+    odd = {"a": 1, "b": entry("F32", [1], 0, 4, x="y", z="w")}
+    assert json.dumps(odd).count('"') == 10 * len(odd)
+    with pytest.raises(BadInputError, match="is not an object") as caught:
+        parse(container(odd, FOUR))
+    assert caught.value.key == "a"

@@ -1,11 +1,14 @@
 """Whatever a user may name: files, sharded checkpoints, folders, and hostile ones of each."""
 
 import argparse
+import errno
+import io
 import json
 import os
 import pickle
 import random
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,14 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from lycotool.errors import BadInputError, IncompatibleError, LycotoolError, UnsafeError, UsageError
+from lycotool.errors import (
+    BadInputError,
+    IncompatibleError,
+    LycotoolError,
+    ResourceError,
+    UnsafeError,
+    UsageError,
+)
 from lycotool.io import open as opening
 from lycotool.io.open import open_store
 
@@ -130,6 +140,25 @@ def legacy(path: Path, content: object) -> None:
 
 def bare(path: Path, content: object) -> None:
     path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "named", [b"cposix\nsystem\n", b"\x8c\x05posix\x8c\x06system\x93"], ids=["old", "new"]
+)
+@pytest.mark.parametrize("cut", [b"", b"\xff"], ids=["whole", "cut"])
+def test_what_a_pickle_would_import_is_named_whatever_stops_the_reader_first(
+    named: bytes, cut: bytes, tmp_path: Path
+) -> None:
+    """Here an instruction that the reader of tensors does not know; the rest is looked at, not run."""
+    (tmp_path / "x.bin").write_bytes(b"\x80\x04" + b"F1.5\n" + named + cut + b".")
+
+    refusal(tmp_path / "x.bin", UnsafeError, r"posix\.system", allow_pickle=True)
+
+
+def test_instructions_that_import_nothing_are_unsupported(tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(b"\x80\x04F1.5\n.")
+
+    refusal(tmp_path / "x.bin", UnsafeError, "unsupported instructions", allow_pickle=True)
 
 
 WRITERS = pytest.mark.parametrize("write", [zipped, legacy], ids=["zip", "legacy"])
@@ -567,3 +596,42 @@ def test_a_header_with_a_lying_length_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", 10**7) + b"{}" * 8)
 
     refusal(tmp_path / "x.safetensors", BadInputError, "header says")
+
+
+# --- standard input ------------------------------------------------------------------------
+
+
+class Pipe(io.TextIOWrapper):
+    """Standard input as a pipe's end, or a terminal."""
+
+    def __init__(self, content: bytes, *, is_terminal: bool = False) -> None:
+        super().__init__(io.BytesIO(content))
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        return self.is_terminal
+
+
+def test_standard_input_is_a_file_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next one is another."""
+    for number in (1.0, 2.0):
+        monkeypatch.setattr(sys, "stdin", Pipe(save({"a": torch.tensor(number)})))
+        assert_same(values("-"), {"a": torch.tensor(number)})
+        assert "one file" in refusal("-", UsageError, "was read already").message
+
+
+@pytest.mark.parametrize("stdin", [None, Pipe(b"", is_terminal=True)], ids=["closed", "a terminal"])
+def test_a_terminal_is_no_file(stdin: Pipe | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+    refusal("-", UsageError, "which is a terminal here")
+
+
+def test_standard_input_that_fits_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stdin", Pipe(save(ONES)))
+    monkeypatch.setattr("shutil.copyfileobj", full)
+
+    refusal("-", ResourceError, "cannot be kept in .*: no space left on device")

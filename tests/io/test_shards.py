@@ -110,6 +110,8 @@ def test_blocks_stand_in_the_order_of_their_numbers() -> None:
         ("model-00001-of-00012.safetensors", "model"),
         ("diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "diffusion_pytorch_model.fp16"),
         ("pytorch_model.bin", "pytorch_model"),
+        ("MODEL.SAFETENSORS", "MODEL"),
+        ("a folder", "a folder"),
     ],
 )
 def test_stems(name: str, stem: str) -> None:
@@ -225,6 +227,38 @@ def test_the_index_gets_its_name_last(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Path, "replace", noted)
     write_set(SetTarget(tmp_path, "m"), files("a", "b", "c"), produce)
     assert named == [*shard_names("m", 3), "m.safetensors.index.json"]
+
+
+def test_one_file_has_no_index(tmp_path: Path, way: str) -> None:
+    """What is small enough stays in one piece, and what was sharded before makes way."""
+    for file, data in OLD.items():
+        (tmp_path / file).write_bytes(data)
+    whole = files("abc")[0]
+    target = prepare_set(str(tmp_path / "m.safetensors"), [], force=True)
+    write_set(target, [OutputFile("m.safetensors", whole.plan, whole.keys)], produce)
+    assert sorted(contents(tmp_path)) == ["m.safetensors"]
+    assert torch.equal(load_file(tmp_path / "m.safetensors")["a.weight"], STATE["a.weight"])
+
+
+def test_an_older_shard_that_cannot_be_removed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All new files have their names by then."""
+    for file, data in OLD.items():
+        (tmp_path / file).write_bytes(data)
+    target = prepare_set(str(tmp_path / "m.safetensors"), [], force=True)
+    real = Path.unlink
+
+    def unlink(self: Path, *, missing_ok: bool = False) -> None:
+        if self.name.endswith(".old"):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        real(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(OutputError, match=r"was written, but the older .* cannot be removed: permission"):
+        write_set(target, files("a", "bc"), produce)
+    with open_store(str(target.index)) as store:
+        assert set(store.entries) == set(STATE)
 
 
 def test_standard_output_is_one_stream() -> None:

@@ -1,6 +1,7 @@
 """The writer: the reference's bytes, whole or not at all, and nothing left behind."""
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -19,6 +20,7 @@ from stored_tensors import DTYPES, bits, names, state_dicts, text
 from lycotool.errors import OutputError
 from lycotool.io import nameless, writer
 from lycotool.io.header import read_header
+from lycotool.io.store import SafetensorsFile, Stored
 from lycotool.io.writer import FilePlan, Producer, TensorPlan, prepare_output, write_file
 
 State = dict[str, torch.Tensor]
@@ -419,3 +421,74 @@ def test_metadata_is_readable_by_the_reference(tmp_path: Path) -> None:
 
     assert json.loads(content[8 : 8 + length])["__metadata__"] == metadata
     assert torch.equal(load_file(tmp_path / "x.safetensors")["b"], STATE["b"])
+
+
+# --- what is written later, and what stands in a file already ------------------------------
+
+
+def test_tensors_that_are_known_last_stand_where_they_belong(tmp_path: Path, way: str) -> None:
+    """Asked for after all others; the bytes are the same, hashes and settled metadata included."""
+    files, asked = [], []
+
+    def noted(name: str) -> Iterator[memoryview]:
+        asked.append(name)
+        yield from producer(STATE)(name)
+
+    for number, last in enumerate([frozenset(), frozenset(["w"]), frozenset(["b", "w"])]):
+        path = tmp_path / f"{number}.safetensors"
+        settled = {"loss": "0.25"} if number else None
+        plan = FilePlan(
+            plan_of(STATE).tensors,
+            {"loss": "?" * 4 if number else "0.25"},
+            hashed=True,
+            spec_hashed=True,
+            last=last,
+            settle=None if settled is None else lambda settled=settled: settled,
+        )
+        write_file(path, plan, noted)
+        files.append(path.read_bytes())
+    assert len(set(files)) == 1
+    assert asked == ["w", "b", "b", "w", "w", "b"]
+
+
+def test_settled_metadata_alone(tmp_path: Path) -> None:
+    plan = FilePlan(plan_of(STATE).tensors, {"loss": "????"}, settle=lambda: {"loss": "0.25"})
+    write_file(tmp_path / "x.safetensors", plan, producer(STATE))
+
+    assert (tmp_path / "x.safetensors").read_bytes() == save(STATE, {"loss": "0.25"})
+
+
+def test_settled_metadata_of_another_length_are_our_own_mistake(tmp_path: Path) -> None:
+    plan = FilePlan(plan_of(STATE).tensors, {"loss": "?"}, settle=lambda: {"loss": "0.25" * 10})
+    with pytest.raises(AssertionError, match="were left for it"):
+        write_file(tmp_path / "x.safetensors", plan, producer(STATE))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+@pytest.mark.parametrize("checked", [False, True])
+def test_what_stands_in_a_file_is_copied(hashed: bool, checked: bool, tmp_path: Path) -> None:
+    """By the system, or through memory where a hash is wanted: the same file."""
+    source = tmp_path / "source.safetensors"
+    source.write_bytes(save({**STATE, "large": torch.arange(20_000.0), "none": torch.zeros(0)}))
+    file = SafetensorsFile(source)
+    plans = {name: TensorPlan(info.dtype, info.shape) for name, info in file.tensors.items()}
+    seen: list[dict[str, bytes]] = []
+
+    def check(written: writer.Written) -> None:
+        assert written.path.exists()
+        seen.append(dict(written.digests))
+
+    outcomes = []
+    for number, produce in enumerate([lambda name: [Stored(file, name)], file.chunks]):
+        target = tmp_path / f"{number}.safetensors"
+        write_file(target, FilePlan(plans, {}, hashed), produce, check=check if checked else None)
+        outcomes.append(target.read_bytes())
+    file.close()
+    assert outcomes[0] == outcomes[1]
+    data = source.read_bytes()
+    expected = {
+        name: hashlib.sha256(data[file.data_start + info.start : file.data_start + info.stop]).digest()
+        for name, info in file.tensors.items()
+    }
+    assert seen == [expected, expected] * checked

@@ -10,6 +10,7 @@
     python -m tests.reliability sizes GIGABYTES       memory that commands take of a checkpoint of that size
     python -m tests.reliability preflight GIGABYTES [N]   time until an error that needs no tensor, the longest of N
     python -m tests.reliability writers ROUNDS        four writers of one output
+    python -m tests.reliability coverage [PYTEST...]  branches of what reads and writes files
     python -m tests.reliability changes ROUNDS        inputs that change, so often for each command that reads
     python -m tests.reliability fuzz N [TARGET...]    N executions of each parser
     python -m tests.reliability.guided TARGET ...     the same by coverage, with atheris and its options
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from reliability import injection
 from reliability.cases import VERBS
 from reliability.changes import COMMANDS, changed_while_read
+from reliability.covered import branch_coverage
 from reliability.full_disk import run_on_full_disk
 from reliability.fuzz import Tally, Targets, execute
 from reliability.lab import Server
@@ -89,27 +91,28 @@ def faults(names: list[str]) -> None:
 
 
 def disk(steps: int) -> None:
-    """Fill a disk up."""
+    """Fill a disk up: one in memory, and one with an ext4."""
     server = Server()
-    runs, refused, how = 0, 0, set()
-    with tempfile.TemporaryDirectory() as folder:
-        ladder = [1040 * step // (steps - 1) for step in range(steps)]
-        outcomes = [
-            run_on_full_disk(
-                server, LARGE, Path(folder) / "large", ladder, prepare=four_mebibytes, kilobytes=10240
-            )
-        ]
-        outcomes += [
-            run_on_full_disk(server, job, Path(folder) / job.name, range(17)) for job in injection.SMALL_JOBS
-        ]
-    for outcome in outcomes:
-        runs += len(outcome.codes)
-        refused += sum(map(bool, outcome.codes.values()))
-        how.add(outcome.how)
+    for kind in ("tmpfs", "ext4"):
+        codes: collections.Counter[tuple[str, int]] = collections.Counter()
+        with tempfile.TemporaryDirectory() as place:
+            ladder = [1060 * step // (steps - 1) for step in range(steps)]
+            folder = Path(place)
+            large = {"prepare": four_mebibytes, "kilobytes": 10240}
+            outcomes = [run_on_full_disk(server, LARGE, folder / "large", ladder, kind=kind, **large)]
+            outcomes += [
+                run_on_full_disk(server, job, folder / job.name, range(17), kind=kind)
+                for job in injection.SMALL_JOBS
+            ]
+        for outcome in outcomes:
+            codes.update((outcome.how, code) for code in outcome.codes.values())
+        refused = sum(count for (_, code), count in codes.items() if code)
+        print(
+            f"{codes.total()} runs ({', '.join(sorted({how for how, _ in codes}))}): {refused} refused with "
+            "the reason and nothing left, the others whole",
+            flush=True,
+        )
     server.close()
-    print(
-        f"{runs} runs ({', '.join(sorted(how))}): {refused} refused with the reason and nothing left, the others whole"
-    )
 
 
 def memory(steps: int) -> None:
@@ -233,6 +236,8 @@ def main() -> None:
             preflight(float(gigabytes), int(repeats))
         case ["writers", rounds]:
             writers(int(rounds))
+        case ["coverage", *arguments]:
+            sys.exit(branch_coverage(arguments))
         case ["changes", rounds]:
             changes(int(rounds))
         case ["fuzz", count, *names]:

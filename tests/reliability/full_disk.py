@@ -1,6 +1,6 @@
-"""A disk that is full, or nearly: a small file system in memory, filled up but for some pages.
+"""A disk that is full, or nearly: a small tmpfs or ext4, filled up but for some pages.
 
-Where the system lets nobody mount one, the error that a full disk gives is injected at every
+An ext4 lies in an image that a loop device shows as a disk, and is a new one for every run. Where the system lets nobody mount one, the error that a full disk gives is injected at every
 call that writes instead.
 """
 
@@ -13,11 +13,15 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from reliability.injection import Job, Struck, strike_errors
 from reliability.lab import OK, OUTPUT, Server, Setting, Snapshot, watched
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+
+#: KiB that an ext4 needs for its journal and tables.
+_EXT4_OWN = 8192
 
 _FULL = re.compile(rb"need \d+ bytes, \d+ are free|no space left on device")
 
@@ -29,7 +33,7 @@ class Outcome:
     Attributes
     ----------
     how
-        ``tmpfs`` or ``injected``.
+        ``tmpfs``, ``ext4`` or ``injected``.
     codes
         By the number of pages that were free, or of the call that failed.
     """
@@ -47,6 +51,7 @@ def run_on_full_disk(
     prepare: Callable[[Path], None] | None = None,
     kilobytes: int = 1024,
     copies: int = 1,
+    kind: Literal["tmpfs", "ext4"] = "tmpfs",
 ) -> Outcome:
     """Run a job where so many pages are free beside its inputs and old outputs.
 
@@ -63,9 +68,10 @@ def run_on_full_disk(
     prepare = prepare or job.arrange
     disk = folder / "disk"
     disk.mkdir(parents=True)
-    outcome = Outcome("tmpfs")
+    outcome = Outcome(kind)
+    image = folder / "image" if kind == "ext4" else None
     for free in pages:
-        seen = server.mounted(disk, kilobytes)
+        seen = server.mounted(disk, kilobytes + _EXT4_OWN if image else kilobytes, image=image)
         if seen is None:
             return _injected(server, job, folder)
         try:

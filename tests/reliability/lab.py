@@ -206,15 +206,24 @@ class Server:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def mounted(self, folder: Path, kilobytes: int) -> Path | None:
-        """Mount a file system of some size where only the children see it, in memory.
+    def mounted(self, folder: Path, kilobytes: int, *, image: Path | None = None) -> Path | None:
+        """Mount a file system of some size where only the children see it.
+
+        Parameters
+        ----------
+        image
+            Where a disk with an ext4 is made; without, it is in memory.
 
         Returns
         -------
         Path or None
             The folder as they see it; None where the system lets nobody mount.
         """
-        request = {"mount": str(folder.resolve()), "kilobytes": kilobytes}
+        request = {
+            "mount": str(folder.resolve()),
+            "kilobytes": kilobytes,
+            "image": None if image is None else str(image),
+        }
         if not self._ask(request)["mounted"]:
             return None
         return Path(f"/proc/{self._process.pid}/root{folder.resolve()}")

@@ -17,7 +17,9 @@ import os
 import pkgutil
 import resource
 import select
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -54,7 +56,7 @@ def main() -> None:
         request = json.loads(line)
         if "mount" in request:
             answer: dict[str, object] = {
-                "mounted": can_mount and _mount(request["mount"], request["kilobytes"])
+                "mounted": can_mount and _mount(request["mount"], request["kilobytes"], request["image"])
             }
         elif "unmount" in request:
             answer = {"unmounted": _LIBC.umount2(request["unmount"].encode(), 0) == 0}
@@ -87,7 +89,21 @@ def _own_mounts() -> bool:
     return _LIBC.mount(b"none", b"/", None, _RECURSIVE | _PRIVATE, None) == 0
 
 
-def _mount(folder: str, kilobytes: int) -> bool:
+def _mount(folder: str, kilobytes: int, image: str | None) -> bool:
+    """Mount a file system in memory, or a new ext4 in an image of that size by a loop device."""
+    if image is not None:
+        with Path(image).open("wb") as file:
+            file.truncate(1024 * kilobytes)
+        commands = (
+            ["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", image],
+            ["mount", "-o", "loop", image, folder],
+        )
+        return all(
+            shutil.which(command[0]) is not None
+            and subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False).returncode
+            == 0
+            for command in commands
+        )
     return _LIBC.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, f"size={kilobytes}k,mode=755".encode()) == 0
 
 

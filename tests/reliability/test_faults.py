@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from reliability.changes import changed_while_read
 from reliability.injection import (
     ERRORS,
     JOBS,
@@ -201,6 +202,15 @@ def signals_in_a_large_write(
             path.unlink()
     assert {path: digest_of(path) for path in folder.iterdir() if path != out} == inputs
     return found
+
+
+@pytest.mark.parametrize("command", ["edit", "merge"])
+def test_inputs_that_change_while_they_are_read(command: str, server: Server, tmp_path: Path) -> None:
+    """Overwritten, cut, lengthened and replaced; ``python -m tests.reliability changes`` does it to all commands."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    outcome = changed_while_read(server, folder, command, rounds=4)
+    assert sum(outcome.ends.values()) == 4
 
 
 @pytest.mark.parametrize("rounds", [3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -32,13 +33,17 @@ def test_disk_that_fills_up(
         assert outcome.codes[16] == OK
 
 
-def test_ladder(server: Server, tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_ladder(
+    kind: Literal["tmpfs", "ext4"], server: Server, tmp_path: Path, record_property: pytest.RecordProperty
+) -> None:
     """Between nothing and enough there is one step at which it begins to work."""
+    steps = (0, 300, 900, 1023, 1025, 1040)
     outcome = run_on_full_disk(
-        server, LARGE, tmp_path, (0, 300, 900, 1023, 1025, 1040), prepare=four_mebibytes, kilobytes=10240
+        server, LARGE, tmp_path, steps, prepare=four_mebibytes, kilobytes=10240, kind=kind
     )
     record_property("disk", outcome.how)
-    if outcome.how == "tmpfs":
+    if outcome.how == kind:
         codes = list(outcome.codes.values())
         assert codes == sorted(codes, reverse=True)
         assert (codes[0], codes[-1]) == (OUTPUT, OK)
