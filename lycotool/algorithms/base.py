@@ -260,7 +260,8 @@ class Bound:
     """What a formula gets: the tensors of one module and the numbers that go with them.
 
     ``switches`` holds values of switch slots that the caller has read already, so that no
-    formula waits for a tensor on the way.
+    formula waits for a tensor on the way. ``memory`` is a contiguous tensor of the weight's size
+    where the change may be put; who gives it wants no gradient, and the change only once.
     """
 
     tensors: Tensors
@@ -269,6 +270,7 @@ class Bound:
     dims: Dims
     reading: Reading = DEFAULT_READING
     switches: Mapping[str, bool] = field(default_factory=dict)
+    memory: torch.Tensor | None = None
 
     def __getitem__(self, slot: str) -> torch.Tensor:
         return self.tensors[slot]

@@ -202,7 +202,9 @@ def weight_change(
     if rows is not None:
         inner = inner * rows.to(inner.dtype).reshape(-1, *[1] * (inner.ndim - 1))
     if detected.dora_slot is None or detected.dora_axis is None:
-        return inner if strength == 1.0 else strength * inner
+        if strength == 1.0:
+            return inner
+        return inner * strength if module.memory is None else inner.mul_(strength)
     if base is None:
         raise ValueError("DoRA needs the base weight")
     return dora.delta(

@@ -91,7 +91,8 @@ def _halves(module: Bound) -> tuple[LowRank, LowRank]:
 def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     """``c · (w1_a @ w1_b) ∘ (w2_a @ w2_b)``."""
     first, second = _halves(module)
-    return (first.dense() * second.dense()).reshape(shape)
+    product = first.dense(module.memory)
+    return torch.mul(product, second.dense(), out=None if module.memory is None else product).reshape(shape)
 
 
 def factors(module: Bound) -> LowRank:

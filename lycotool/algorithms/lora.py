@@ -128,7 +128,7 @@ def factors(module: Bound) -> LowRank | None:
 
 def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     """``c · up @ down`` (through the core if there is one), plus ``c ·`` the sparse part."""
-    dense = low_rank(module).dense()
+    dense = low_rank(module).dense(module.memory)
     if module.layout is SPARSE:
         dense = dense + module.dims.scale * _sparse(module, dense)
     return dense.reshape(shape)

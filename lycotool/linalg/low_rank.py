@@ -71,10 +71,18 @@ class LowRank:
         square = ((plain.up.T @ plain.up) * (plain.down @ plain.down.T)).sum()
         return square.clamp_min(0).sqrt()
 
-    def dense(self) -> Tensor:
-        """``(out, in·kernel)``."""
+    def dense(self, memory: Tensor | None = None) -> Tensor:
+        """``(out, in·kernel)``.
+
+        Parameters
+        ----------
+        memory
+            A contiguous tensor of that many elements to put it in; None is a new one.
+        """
         plain = self.folded()
-        return plain.up @ plain.down
+        if memory is None:
+            return plain.up @ plain.down
+        return torch.mm(plain.up, plain.down, out=memory.view(self.shape))
 
     def capped(self) -> LowRank:
         """The same change with a rank of at most ``min(out, in·kernel)``.

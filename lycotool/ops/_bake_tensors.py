@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -88,9 +90,13 @@ class Source:
             if by_system and self.as_stored(key) is not None:
                 continue
             if self.is_copied(key):
-                yield Wanted(self.store, key, is_copied=True)
+                yield Wanted(self.store, key)
             elif key not in self.changed_scales:
-                yield Wanted(self.numbers, key, is_copied=False)
+                yield Wanted(self.numbers, key)
+
+    def dtype_of(self, key: str) -> torch.dtype:
+        """What a tensor is computed in: float32, and float64 where it is stored so."""
+        return torch.float64 if self.numbers.info(key).dtype == "F64" else torch.float32
 
     def compute(
         self,
@@ -98,7 +104,7 @@ class Source:
         device: torch.device,
         dtype: torch.dtype | None = None,
         *,
-        stored: Tensor | None = None,
+        base: Tensor | None = None,
         scratch: Scratch | None = None,
     ) -> Tensor:
         """``W + Σ s·ΔW`` of one checkpoint tensor, every ``ΔW`` on the original ``W``.
@@ -106,43 +112,39 @@ class Source:
         Parameters
         ----------
         dtype
-            To compute in; None is float32, and float64 for what is stored so. A merge method
-            always computes in that: which elements are the largest must not depend on it.
-        stored
-            The tensor as :attr:`numbers` gives it, where it has been read; not used afterwards.
+            To compute in; None is :meth:`dtype_of`. A merge method always computes in that: which
+            elements are the largest must not depend on it.
+        base
+            ``W`` in the dtype it is computed in, where it has been read; the result may take its place.
         scratch
-            Memory that the result may be in, until the next one is.
+            Memory for the changes.
         """
-        if stored is None:
-            stored = self.numbers.tensor(key)
         edits = self.edits.get(key, ())
-        if not edits and dtype is None:
-            return stored
-        usual = torch.float64 if stored.dtype == torch.float64 else torch.float32
+        usual = self.dtype_of(key)
         if self.combined is not None and edits:
-            total = self.combined.added(stored.to(device=device, dtype=usual), edits, _change)
+            if base is None:
+                base = self.numbers.tensor(key).to(device, usual)
+            total = self.combined.added(base, edits, _change)
             return total if dtype is None else total.to(dtype)
-        if dtype is None:
-            dtype = usual
-        if scratch is not None and device.type == "cpu" and stored.dtype != dtype:
-            base = scratch.converted(stored, dtype)
-        else:
-            base = stored.to(device=device, dtype=dtype)
+        if base is None:
+            base = self.numbers.tensor(key).to(device, usual if dtype is None else dtype)
         keep_base = len(edits) > 1 and any(edit.module.detected.needs_base for edit in edits)
         total = base.clone() if keep_base else base
         for edit in edits:
-            change = _change(edit, base, edit.strength)
+            change = _change(edit, base, edit.strength, scratch)
             if change is not None:
                 edit.param.view(total).add_(change)
         return total
 
 
-def _change(edit: Edit, base: Tensor, strength: float) -> Tensor | None:
-    """One module's change of (its rows of) a weight or bias."""
+def _change(edit: Edit, base: Tensor, strength: float, scratch: Scratch | None = None) -> Tensor | None:
+    """One module's change of (its rows of) a weight or bias; in the scratch memory where that is given."""
     bound = edit.adapter.load(edit.module, base.device, base.dtype)
     if edit.part == "bias":
         return bias_change(edit.module.detected, bound, strength=strength)
     part = edit.param.view(base)
+    if scratch is not None:
+        bound = replace(bound, memory=scratch.empty((part.numel(),), base.dtype, base.device))
     try:
         return weight_change(edit.module.detected, bound, edit.param.shape, part, strength=strength)
     except MismatchError as error:
@@ -158,13 +160,14 @@ class Scratch:
     def __init__(self) -> None:
         self._memory: Tensor | None = None
 
-    def converted(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        """A tensor in another dtype; what was in here before is gone."""
+    def empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor of any content; what was in here before is gone."""
+        size = math.prod(shape)
         memory = self._memory
-        if memory is None or memory.dtype != dtype or memory.numel() < tensor.numel():
+        if memory is None or memory.dtype != dtype or memory.numel() < size:
             self._memory = memory = None  # first given back, then asked for anew
-            self._memory = memory = torch.empty(tensor.numel(), dtype=dtype)
-        return memory[: tensor.numel()].view(tensor.shape).copy_(tensor)
+            self._memory = memory = torch.empty(size, dtype=dtype, device=device)
+        return memory[:size].view(shape)
 
 
 @dataclass
@@ -197,6 +200,9 @@ class Baker:
     underflow: Underflow = field(default_factory=Underflow)
     by_system: bool = False
     _scratch: Scratch = field(default_factory=Scratch)
+    _changes: Scratch = field(default_factory=Scratch)
+    #: What is written of one tensor stays as it is while the next is rounded.
+    _rounded: Iterator[Scratch] = field(default_factory=lambda: itertools.cycle((Scratch(), Scratch())))
     _ahead: ReadAhead | None = None
 
     @contextmanager
@@ -210,9 +216,20 @@ class Baker:
             self._ahead.close()
             self._ahead = None
 
-    def _stored(self, key: str) -> Tensor:
+    def _pieces(self, store: TensorStore, key: str) -> Iterator[memoryview]:
+        return store.chunks(key) if self._ahead is None else self._ahead.pieces(store, key)
+
+    def _base(self, key: str, scratch: Scratch | None) -> Tensor:
+        """A tensor in what it is computed in, in memory that is used again or of its own."""
         numbers = self.source.numbers
-        return numbers.tensor(key) if self._ahead is None else self._ahead.tensor(numbers, key)
+        info = numbers.info(key)
+        memory = (scratch or Scratch()).empty(info.shape, self.source.dtype_of(key), self.device)
+        place = 0
+        for piece in self._pieces(numbers, key):
+            part = torch.frombuffer(piece, dtype=to_torch(info.dtype)).to(self.device)
+            memory.view(-1)[place : place + len(part)].copy_(part)
+            place += len(part)
+        return memory
 
     def produce(self, key: str) -> Iterable[memoryview | Stored]:
         """The bytes of one tensor as they are written.
@@ -228,21 +245,24 @@ class Baker:
         if self.by_system and (stored_bytes := source.as_stored(key)) is not None:
             return [stored_bytes]
         if source.is_copied(key):
-            store = source.store
-            return store.chunks(key) if self._ahead is None else self._ahead.chunks(store, key)
+            return self._pieces(source.store, key)
         if key in (weights := source.changed_scales):
             if key not in self.scales:  # in another file than its weight, and before it
                 self._requantised(weights[key])
             return [as_bytes(self.scales[key])]
         if key in source.scaled:
             return [as_bytes(self._requantised(key))]
-        stored = self._stored(key)
-        before = self._largest_before(key, stored)
         dtype = source.plans[key].dtype
         is_rounded = dtype not in ("F32", "F64")  # else what is written is the result itself
-        scratch = self._scratch if is_rounded else None
-        exact = source.compute(key, self.device, stored=stored, scratch=scratch)
-        saved = cast_checked(exact, dtype, path=source.store.path, key=key, underflow=self.underflow)
+        base = self._base(key, self._scratch if is_rounded else None)
+        before = self._largest_before(key, base)
+        exact = source.compute(key, self.device, base=base, scratch=self._changes)
+        memory = None
+        if is_rounded and self.device.type == "cpu":
+            memory = next(self._rounded).empty(exact.shape, to_torch(dtype), self.device)
+        saved = cast_checked(
+            exact, dtype, path=source.store.path, key=key, underflow=self.underflow, memory=memory
+        )
         refuse_warnings(self.underflow.warnings(), strict=self.is_strict)
         if dtype in FLOAT8:
             self.rounding.add(exact, saved.to(exact.dtype))
@@ -252,9 +272,9 @@ class Baker:
     def _requantised(self, key: str) -> Tensor:
         """A changed scaled weight as float8; its new scales are remembered."""
         source, scaled = self.source, self.source.scaled[key]
-        numbers = self._stored(key)
-        before = self._largest_before(key, numbers)
-        exact = source.compute(key, self.device, stored=numbers)
+        base = self._base(key, self._scratch)
+        before = self._largest_before(key, base)
+        exact = source.compute(key, self.device, base=base, scratch=self._changes)
         if exact.numel():
             check_range(*extremes(exact), "F32", path=source.store.path, key=key)
         is_first = scaled.scale not in self.scales
@@ -270,8 +290,8 @@ class Baker:
             self._count_reconstruction(key, before, stored.dtype, exact)
         return stored
 
-    def _largest_before(self, key: str, stored: Tensor) -> float:
-        return _largest(stored) if self.is_unbaking and key in self.source.edits else 0.0
+    def _largest_before(self, key: str, base: Tensor) -> float:
+        return _largest(base) if self.is_unbaking and key in self.source.edits else 0.0
 
     def _count_reconstruction(self, key: str, before: float, dtype: torch.dtype, values: Tensor) -> None:
         """Count the roundings of what was read, and of these values to the dtype they are stored in."""

@@ -113,11 +113,22 @@ def saved_dtype(option: str, stored: str) -> str:
 
 
 def cast_checked(
-    tensor: torch.Tensor, dtype: str, *, path: str, key: str, underflow: Underflow
+    tensor: torch.Tensor,
+    dtype: str,
+    *,
+    path: str,
+    key: str,
+    underflow: Underflow,
+    memory: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Round to a saved dtype, refusing what it cannot hold, and note what becomes zero.
 
     Overflow is looked for before the cast: float8 saturates silently.
+
+    Parameters
+    ----------
+    memory
+        A tensor of that dtype and shape to put a floating result in; None is a new one.
 
     Raises
     ------
@@ -129,7 +140,7 @@ def cast_checked(
         return tensor.to(target)
     low, high = extremes(tensor)
     check_range(low, high, dtype, path=path, key=key)
-    saved = tensor.to(target)
+    saved = tensor.to(target) if memory is None else memory.copy_(tensor)
     underflow.look(tensor, saved, max(-low, high), key)
     return saved
 

@@ -80,6 +80,24 @@ def test_the_change_is_linear_in_strength(case: Case, strength: float) -> None:
 
 
 @each_case
+@pytest.mark.parametrize("strength", [1.0, 0.7])
+def test_memory_for_the_change_changes_nothing(case: Case, strength: float) -> None:
+    """The same bits whether or not there is memory to put it in, which held anything."""
+    module = make(case)
+    base = module.base.float()
+    memory = torch.full((base.numel(),), torch.nan)
+    bound = replace(module.bound(torch.float32), memory=memory)
+    change = weight_change(module.detected, bound, module.shape, base.clone(), strength=strength)
+    without = weight_change(
+        module.detected, module.bound(torch.float32), module.shape, base, strength=strength
+    )
+
+    assert torch.equal(change, without)
+    if case.algorithm.name in ("lora", "loha") and case.dora_axis is None and case.layout.name == "plain":
+        assert change.data_ptr() == memory.data_ptr()
+
+
+@each_case
 @pytest.mark.parametrize("strength", [-1.0, 0.0, 0.5])
 def test_the_change_of_the_bias_is_linear_in_strength(case: Case, strength: float) -> None:
     module = make(case)
