@@ -34,7 +34,7 @@ from lycotool.training.fused import product_with_sum
 from lycotool.training.kronecker import product_with_kronecker, product_with_thin_kronecker
 from lycotool.training.low_rank import product_with_low_rank
 from lycotool.training.masks import Dropouts, MaskSpec, element_mask
-from lycotool.training.scaled import scaled_product_with_low_rank
+from lycotool.training.scaled import scaled
 
 if TYPE_CHECKING:
     from lycotool.algorithms.base import Algorithm, Shape
@@ -224,11 +224,9 @@ class AdapterLayer(nn.Module):
         operands = self.operands()
         if operands.keys() <= FACTORS:
             return product_with_low_rank(self.layer, x, self.base_weight, low_rank_of(operands), bias)
-        if "gain" in operands and self._scales_rows and not torch.compiler.is_compiling():
-            low = low_rank_of(operands)
-            return scaled_product_with_low_rank(
-                self.layer, x, self.base_weight, low, operands["gain"], bias, kernels=self.uses_kernels
-            )
+        if structured.is_low_rank and self.detected.dora_axis == "out" and not torch.compiler.is_compiling():
+            direction = product_with_low_rank(self.layer, x, self.base_weight, low_rank_of(operands), None)
+            return scaled(direction, operands["gain"], bias, self.layer, kernels=self.uses_kernels)
         if "mixing" in operands:
             low, mixing = low_rank_of(operands), operands["mixing"]
             return product_with_thin_kronecker(self.layer, x, low, mixing, self.base_weight, bias)
@@ -271,11 +269,6 @@ class AdapterLayer(nn.Module):
         """Whether training drops parts of the change itself, rather than of its factors."""
         drops = self.dropouts
         return bool(drops.modules or drops.elements or (drops.ranks and not self.training_of.rank_axes))
-
-    @property
-    def _scales_rows(self) -> bool:
-        is_plain = self.layer.kind == "linear" and self.structured is not None and self.structured.is_low_rank
-        return is_plain and self.detected.dora_axis == "out"
 
     def _base(self, x: Tensor) -> Tensor:
         return self.layer.apply(x, self.base_weight)

@@ -1,4 +1,4 @@
-"""A linear layer's product with DoRA's weight, with as few kernels as that takes."""
+"""DoRA's gain of each row of W' as a gain of each channel of the output, which is written over."""
 
 from __future__ import annotations
 
@@ -9,72 +9,73 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from lycotool.algorithms.layer import TrainableLayer
-    from lycotool.linalg.low_rank import LowRank
 
 
-def scaled_product_with_low_rank(
-    layer: TrainableLayer,
-    x: Tensor,
-    weight: Tensor,
-    low: LowRank,
-    gain: Tensor,
-    bias: Tensor | None,
-    *,
-    kernels: bool = False,
+def scaled(
+    z: Tensor, gain: Tensor, bias: Tensor | None, layer: TrainableLayer, *, kernels: bool = False
 ) -> Tensor:
-    """``(1 + gain) ∘ op(x, W + up @ down) + b`` of a linear layer, without the sum of the weights.
+    """``(1 + gain) ∘ z + b`` over the channels of an output, in z's place.
 
-    Differentiable in x, the factors and the gain of each row of W; all are cast to the input's dtype.
+    Differentiable in z and the gain. Left to itself, autograd keeps z beside the result, which
+    later layers keep too; here the gain's gradient is made of the result.
 
     Parameters
     ----------
+    z
+        Of a function that needs it no more.
+    gain, bias
+        Cast to z's dtype.
     kernels
         Whether Triton's are used.
     """
-    operands = low.up.to(x.dtype), low.down.to(x.dtype), gain.to(x.dtype)
-    return cast("Tensor", cast("Any", _Scaled).apply(x, *operands, weight, bias, layer, kernels))
+    given = None if bias is None else bias.to(z.dtype)
+    return cast("Tensor", cast("Any", _Scaled).apply(z, gain.to(z.dtype), given, layer, kernels))
 
 
 class _Scaled(torch.autograd.Function):
-    """W and the bias have no gradient. Of the output, which later layers keep too, the gain's is made."""
+    """The bias has no gradient."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 - autograd's
-        x: Tensor,
-        up: Tensor,
-        down: Tensor,
+        z: Tensor,
         gain: Tensor,
-        weight: Tensor,
         bias: Tensor | None,
         layer: TrainableLayer,
         kernels: bool,
     ) -> Tensor:
-        ctx.kernels = kernels
-        y = layer.apply(x, weight)
-        narrow = x.flatten(0, -2) @ down.T
-        y.view(-1, y.shape[-1]).addmm_(narrow, up.T)
-        y.addcmul_(y, gain)
-        if bias is not None:
-            y.add_(bias)
-        ctx.save_for_backward(x, narrow, up, down, gain, weight, bias, y)
-        return y
+        ctx.mark_dirty(z)
+        ctx.layer, ctx.axis = layer, layer.channel_axis
+        ctx.kernels = kernels and z.movedim(ctx.axis, -1).is_contiguous()
+        if ctx.kernels:
+            from lycotool.training.kernels.columns import scale
+
+            scale(_rows(z, ctx.axis), gain, bias)
+        else:
+            z.addcmul_(z, layer.channels(gain, z))
+            if bias is not None:
+                z.add_(layer.channels(bias, z))
+        ctx.save_for_backward(z, gain, bias)
+        return z
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's
-        x, narrow, up, down, gain, weight, bias, y = ctx.saved_tensors
-        rows, outputs = gradients[0].flatten(0, -2).contiguous(), y.flatten(0, -2)
+        (dy,) = gradients
+        y, gain, bias = ctx.saved_tensors
+        layer: TrainableLayer = ctx.layer
         if ctx.kernels:
             from lycotool.training.kernels.columns import scaled_backward
 
-            scaled, sums = scaled_backward(rows, outputs, gain, bias)
-        else:
-            scaled = torch.addcmul(rows, rows, gain)
-            sums = (rows * (outputs if bias is None else outputs - bias)).sum(0)
-        total = 1 + gain.to(sums.dtype)
+            rows = dy.movedim(ctx.axis, -1).contiguous()
+            dz, d_gain = scaled_backward(rows.view(-1, len(gain)), _rows(y, ctx.axis), gain, bias)
+            return dz.view(rows.shape).movedim(-1, ctx.axis), d_gain, None, None, None
+        z = y if bias is None else y - layer.channels(bias, y)
+        sums = layer.rows(dy * z).sum(1)
+        total = 1 + gain
         d_gain = sums / torch.where(total == 0, 1, total)
-        back = scaled @ up
-        dx: Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            dx = (scaled @ weight.to(scaled.dtype)).addmm_(back, down).view(x.shape)
-        return dx, scaled.T @ narrow, back.T @ x.flatten(0, -2), d_gain.to(gain.dtype), None, None, None, None
+        return torch.addcmul(dy, dy, layer.channels(gain, dy)), d_gain, None, None, None
+
+
+def _rows(tensor: Tensor, axis: int) -> Tensor:
+    """Every position a row of channels: a view."""
+    return tensor.movedim(axis, -1).view(-1, tensor.shape[axis])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from makers.layers import build, make_input, make_layer, relative_error, train_randomly
 from torch import Tensor
 
 #: Triton reads the variable when it is imported.
@@ -85,16 +86,47 @@ def test_geglu(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("shape", [(8192, 640), (77, 100), (1, 3)], ids=str)
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_scaled_backward(shape: tuple[int, int], has_bias: bool, dtype: torch.dtype) -> None:
-    from lycotool.training.kernels.columns import scaled_backward
+def test_scaled_columns(shape: tuple[int, int], has_bias: bool, dtype: torch.dtype) -> None:
+    from lycotool.training.kernels.columns import scale, scaled_backward
 
     generator = torch.Generator().manual_seed(0)
     dy, y = (torch.randn(shape, generator=generator).to(DEVICE).to(dtype) for _ in range(2))
     gain, bias = (torch.randn(shape[1], generator=generator).to(DEVICE).to(dtype) for _ in range(2))
-    scaled, sums = scaled_backward(dy, y, gain, bias if has_bias else None)
-    exact = dy.double() * (1 + gain.double())
-    assert bool(((scaled.double() - exact).abs() <= TOLERANCE[dtype] * exact.abs() + SMALLEST).all())
+    gain[0] = -1.0  # a channel that is switched off
+    given = bias if has_bias else None
+    z, factor = y.clone(), 1 + gain.double()
+    scale(z, gain, given)
+    expected = factor * y.double() + (bias.double() if has_bias else 0.0)
+    # Float32 inside rounds the product, which the sum may be much less than.
+    bound = TOLERANCE[dtype] * expected.abs() + 2.0**-23 * (factor * y.double()).abs() + SMALLEST
+    assert bool(((z.double() - expected).abs() <= bound).all())
+    dz, d_gain = scaled_backward(dy, y, gain, given)
+    exact = dy.double() * factor
+    assert bool(((dz.double() - exact).abs() <= TOLERANCE[dtype] * exact.abs() + SMALLEST).all())
     products = dy.double() * (y.double() - bias.double() if has_bias else y.double())
-    # float32 sums of so many products, in tiles: the rounding of each, at most all one way.
-    bound = 2.0**-22 * products.abs().sum(0)
-    assert bool(((sums.double() - products.sum(0)).abs() <= bound).all())
+    divisor = torch.where(factor == 0, 1, factor)
+    quotient = products.sum(0) / divisor
+    # float32 sums of so many products, in tiles: the rounding of each, at most all one way. Then one of the result.
+    bound = 2.0**-22 * products.abs().sum(0) / divisor.abs() + TOLERANCE[dtype] * quotient.abs() + SMALLEST
+    assert bool(((d_gain.double() - quotient).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("name", ["linear", "linear without bias", "conv 3x3", "conv 3x3 stride 2"])
+def test_a_dora_layer(name: str) -> None:
+    """By the kernels and without them; convolutions with the memory of their channels last, as on a GPU."""
+    found = []
+    for kernels in (True, False):
+        layer = make_layer(name, torch.float32).to(DEVICE)
+        network, adapter = build(layer, {"algo": "lora", "dim": 4, "dora_wd": True}, dtype=torch.float32)
+        adapter.uses_kernels = kernels
+        train_randomly(network)
+        x = make_input(name, torch.float32).to(DEVICE)
+        if x.ndim == 4:
+            x = x.to(memory_format=torch.channels_last)
+        x.requires_grad_()
+        y = layer(x)
+        y.square().sum().backward()
+        found.append({"y": y, "x": x.grad, **{slot: value.grad for slot, value in adapter.trained()}})
+    for slot, tensor in found[0].items():
+        # A few hundred float32 numbers, added in another order.
+        assert relative_error(tensor, found[1][slot]) < 1e-5, slot

@@ -1,4 +1,4 @@
-"""The two halves of the gradient of ``y = (1 + gain) ∘ z + b``, in one pass over it."""
+"""``y = (1 + gain) ∘ z + b`` over the columns, and both its gradients, in one pass each over the rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,47 @@ import triton.language as tl
 from torch import Tensor
 
 _ROWS, _COLUMNS = 64, 64
+
+
+@triton.jit
+def _scale(
+    z,
+    gain,
+    bias,
+    rows,
+    columns,
+    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    known = column < columns
+    inside = (row < rows)[:, None] & known[None, :]
+    place = row.to(tl.int64)[:, None] * columns + column[None, :]
+    factor = 1.0 + tl.load(gain + column, mask=known, other=0.0).to(tl.float32)
+    value = tl.load(z + place, mask=inside, other=0.0).to(tl.float32) * factor[None, :]
+    if HAS_BIAS:
+        value += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
+    tl.store(z + place, value.to(z.dtype.element_ty), mask=inside)
+
+
+def scale(z: Tensor, gain: Tensor, bias: Tensor | None) -> None:
+    """Write ``(1 + gain) ∘ z + b`` over z.
+
+    Parameters
+    ----------
+    z
+        ``(rows, columns)``, contiguous.
+    gain, bias
+        ``(columns,)``.
+    """
+    rows, columns = z.shape
+    grid = triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS)
+    _scale[grid](
+        z, gain, gain if bias is None else bias, rows, columns, HAS_BIAS=bias is not None, ROWS=_ROWS,
+        COLUMNS=_COLUMNS,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -38,8 +79,25 @@ def _backward(
     tl.store(sums + tl.program_id(0) * columns + column, tl.sum(gradient * output, 0), mask=known)
 
 
+@triton.jit
+def _finish(sums, gain, d_gain, blocks, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """``Σ sums / (1 + gain)``; what is of no gain at all has no gradient."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    known = column < columns
+    total = tl.zeros((COLUMNS,), dtype=tl.float32)
+    for start in range(0, blocks, ROWS):
+        block = start + tl.arange(0, ROWS)
+        inside = (block < blocks)[:, None] & known[None, :]
+        total += tl.sum(tl.load(sums + block[:, None] * columns + column[None, :], mask=inside, other=0.0), 0)
+    factor = 1.0 + tl.load(gain + column, mask=known, other=0.0).to(tl.float32)
+    factor = tl.where(factor == 0.0, 1.0, factor)
+    tl.store(d_gain + column, (total / factor).to(d_gain.dtype.element_ty), mask=known)
+
+
 def scaled_backward(dy: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``dy ∘ (1 + gain)`` and ``Σ dy ∘ (y - b)`` over the rows, the latter in float32.
+    """The gradients of z and the gain: ``dy ∘ (1 + gain)`` and ``Σ dy ∘ (y - b) / (1 + gain)`` over the rows.
+
+    Products and sums are in float32.
 
     Parameters
     ----------
@@ -49,11 +107,12 @@ def scaled_backward(dy: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None) ->
         ``(columns,)``.
     """
     rows, columns = y.shape
-    dz = torch.empty_like(y)
+    dz, d_gain = torch.empty_like(y), torch.empty_like(gain)
     grid = triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS)
     sums = torch.empty(grid[0], columns, dtype=torch.float32, device=y.device)
     _backward[grid](
         dy, y, gain, gain if bias is None else bias, dz, sums, rows, columns, HAS_BIAS=bias is not None,
         ROWS=_ROWS, COLUMNS=_COLUMNS,
     )  # fmt: skip
-    return dz, sums.sum(0)
+    _finish[(grid[1],)](sums, gain, d_gain, grid[0], columns, ROWS=_ROWS, COLUMNS=_COLUMNS)
+    return dz, d_gain
