@@ -117,13 +117,10 @@ class AdapterLayer(nn.Module):
         self.fixed = dict(start.fixed)
         self.switches = {slot: bool(tensor.item()) for slot, tensor in self.fixed.items()}
         self.structured = self._choose(forward)
+        self._may_choose = forward == "auto" and not isinstance(layer.padding, str) and not self._drops_output
         #: Whether the structured form is the one that a GPU is faster with, which gives W' whole.
-        self.as_on_gpu = (
-            forward == "auto"
-            and weight.is_cuda
-            and not isinstance(layer.padding, str)
-            and not self._drops_output
-        )
+        self.as_on_gpu = False
+        self.compute_on(weight.device)
         self.prepared: Operands | None = None  # what a step made beforehand
         self.uses_kernels = False  # Triton's
         self.masks: Mapping[str, Tensor] = {}
@@ -209,6 +206,10 @@ class AdapterLayer(nn.Module):
         return self.algorithm.delta(module, self.layer.shape, base)
 
     # --- the forward pass ------------------------------------------------------------------
+
+    def compute_on(self, device: torch.device) -> None:
+        """Take the form that a device is faster with, wherever the weight is now."""
+        self.as_on_gpu = self._may_choose and device.type == "cuda"
 
     def forward(self, x: Tensor) -> Tensor:
         """``op(x, W') + b'``."""

@@ -212,6 +212,11 @@ class Network(nn.Module):
         with self._operands.prepared():
             yield
 
+    def compute_on(self, device: torch.device) -> None:
+        """Take the forms that a device is faster with, wherever the base's weights are now."""
+        for layer in self.adapters:
+            layer.compute_on(device)
+
     def use_kernels(self) -> None:
         """Let the layers use the Triton kernels, which work here."""
         for layer in self.adapters:

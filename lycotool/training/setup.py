@@ -139,6 +139,7 @@ def prepare(
         weights=None if weights is None else load_weights(weights),
     )
     network.to(base.device)
+    network.compute_on(device)
     network.part = world.rank
     shards = _shards(options, world, network)
     if shards and options.compute.shard_optimizer is None:

@@ -20,6 +20,8 @@ from lycotool.training.tree import tensors_of
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "lora": {}, "dora": {"algo": "lora", "dora_wd": True}, "loha": {"algo": "loha"}, "lokr": {"algo": "lokr"},
+    "lokr as on a GPU": {"algo": "lokr", "dim": 1, "factor": 4, "compute_on": torch.device("cuda")},
+    "whole lokr as on a GPU": {"algo": "lokr", "full_matrix": True, "factor": 4, "compute_on": torch.device("cuda")},
     "full": {"algo": "full"}, "ia3": {"algo": "ia3"}, "glora": {"algo": "glora"}, "oft": {"algo": "diag-oft"},
     "boft": {"algo": "boft"}, "dylora": {"algo": "dylora"},
 }  # fmt: skip
@@ -93,7 +95,10 @@ def real_forward(made: InMemory) -> tuple[int, int]:
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_activations_are_those_of_a_step_on_the_cpu(pictures: Path, network: dict[str, Any]) -> None:
     """Other kernels have other scratch tensors: a few kilobytes of some megabytes."""
+    network = dict(network)
+    device = network.pop("compute_on", torch.device("cpu"))
     with InMemory(pictures, train_te=False, **network) as made:
+        made.run.network.compute_on(device)
         peak, kept = real_forward(made)
         found = step_bytes(
             made.ready.base, made.run.network, (16, 16), 4, tokens=75, trained={"unet"}, checkpoint=False
