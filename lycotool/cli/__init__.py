@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from lycotool import __version__
+from lycotool import __version__, lazy
 from lycotool.cli._errors import reported
 from lycotool.cli._parsing import CommandGroup, GroupedCommand
 from lycotool.errors import UsageError
@@ -160,6 +160,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
             stream.reconfigure(errors="backslashreplace")  # names of files, and Σ
+    lazy.is_own_process = True
     command = next((word for word in sys.argv[1:] if word in COMMANDS), "")
     for name, value in (_FOR_TENSORS if command == "train" else _FOR_FILES).items():
         os.environ.setdefault(name, value)

@@ -54,6 +54,14 @@ def test_what_is_not_imported(arguments: list[str], pytestconfig: pytest.Config)
     assert found.stderr == "[]\n"
 
 
+def test_a_plain_number_needs_no_pydantic(pytestconfig: pytest.Config) -> None:
+    arguments = ["resize", _ADAPTER, "--rank", "1", "--param", "0.5", "--dry-run"]
+    found = subprocess.run(
+        [sys.executable, "-c", _SPY, *arguments], cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert "pydantic" not in found.stderr.splitlines()[-1]
+
+
 _LOUD = """
 import sys
 from lycotool.cli import main
@@ -105,6 +113,7 @@ def _seen(command: type[TyperCommand], arguments: list[str]) -> tuple[int, str, 
         last: Annotated[str | None, typer.Argument()] = None,
         text: Annotated[str, typer.Option("--text")] = "t",
         number: Annotated[int, typer.Option("--number", min=1)] = 3,
+        whole: Annotated[int | None, typer.Option("--whole")] = None,
         ratio: Annotated[float | None, typer.Option("--ratio")] = None,
         share: Annotated[float, typer.Option("--share")] = 0.5,
         rules: Annotated[list[str] | None, typer.Option("--rule")] = None,
@@ -113,7 +122,7 @@ def _seen(command: type[TyperCommand], arguments: list[str]) -> tuple[int, str, 
         other: Annotated[Literal["c", "d"] | None, typer.Option("--other", callback=called)] = None,
         flag: Annotated[bool | None, typer.Option("--flag/--no-flag")] = None,
     ) -> None:
-        values.extend([names, last, text, number, ratio, share, rules, counts, choice, other, flag])
+        values.extend([names, last, text, number, whole, ratio, share, rules, counts, choice, other, flag])
 
     found = CliRunner().invoke(made, arguments)
     return found.exit_code, found.output, values
@@ -126,6 +135,8 @@ def _seen(command: type[TyperCommand], arguments: list[str]) -> tuple[int, str, 
         ["x", "--number", "0"], ["x", "--number", "seven"], ["x", "--number", "+7"], ["x", "--ratio", "1e-3"],
         ["x", "--ratio", "nan", "--share", "1_0"], ["x", "--rule", "r", "--rule", ""], ["x", "--count", "1", "--count", "2"],
         ["x", "--count", "one"], ["x", "--choice", "b"], ["x", "--choice", "B"], ["x", "--other", "c"], ["x", "--other", "e"],
+        *(["x", "--whole", n] for n in ("7", "-7", "007", "+7", "7_0", "7.0", "1e3", " 7", "٧", "-0", "9" * 15, "9" * 40, "", "x")),
+        *(["x", "--ratio", n] for n in ("7", "-.5", "0.1", "00.30", "1e-3", "1E3", "1e400", "-0", ".5", "5.", "inf", " 1", "1_0", "٧")),
         ["x", "--flag"], ["x", "--no-flag"], ["x", "--text"], ["x", "--nothing"], ["", ""],
     ],
     ids=str,
