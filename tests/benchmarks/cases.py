@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -282,21 +284,40 @@ def extract(settings: Settings) -> Case:
     argv = _lycotool(settings.device, "extract", base, tuned, "--rank", rank, "-q", "--device", settings.device,
                      "-o", out)  # fmt: skip
     making = _made("pair", base, tuned, model, settings.quick, settings.device)
+    commands = [
+        _torch(),
+        Command("read both files", _peer("read", base, tuned), yardstick=True),
+        Command("extract", argv, output=out, gpu=settings.device != "cpu"),
+    ]
+    checks: dict[str, Sequence[Sequence[str]]] = {}
+    if settings.device == "cuda" and (count := gpus()) > 1:
+        shared = settings.folder / "extracted-by-all.safetensors"
+        among = python("torch.distributed.run", "--standalone", "--nproc-per-node", count, "-m", "lycotool",
+                       "extract", base, tuned, "--rank", rank, "-q", "-f", "--device", "cuda", "-o", shared)  # fmt: skip
+        commands.append(Command(f"extract, on {count} GPUs", among, output=shared))
+        same = _code(f"import filecmp; print(str(filecmp.cmp({str(out)!r}, {str(shared)!r}, False)).lower())")
+        checks = {f"the bytes of one GPU are those of {count}": [argv, among, same]}
     return Case(
         "extract",
         f"the UNet of {model}, rank {rank}, on {settings.device}",
-        [
-            _torch(),
-            Command("read both files", _peer("read", base, tuned), yardstick=True),
-            Command("extract", argv, output=out, gpu=settings.device != "cpu"),
-        ],
+        commands,
         {tuned: making},
         alone={
             "extract, warm process": python(
                 "benchmarks.alone", "extract", base, tuned, rank, settings.device, 2, out
             )
         },
+        checks=checks,
         rounds=3 if settings.device != "cpu" else 1,
+    )
+
+
+def gpus() -> int:
+    """How many GPUs there are, by their driver's tool: nothing here imports torch."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout.count(
+        "GPU "
     )
 
 
