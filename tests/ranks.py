@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "lycotool.ops.train", "lycotool.cli", "training.runs"])
+_CONTEXT.set_forkserver_preload(["imported_for_ranks"])
 
 #: Seconds after which a test counts as hanging.
 _PATIENCE = 90.0
@@ -49,9 +51,7 @@ def run_ranks(folder: Path, target: Callable[..., None], *arguments: Any, ranks:
         _CONTEXT.Process(target=_run, args=(place, tuple(map(str, pair)), str(Path.cwd()), target, arguments))
         for place, pair in zip(places, files, strict=True)
     ]
-    first = _CONTEXT.Process(target=os.getpid)  # when it has run, the server has imported everything
-    first.start()
-    first.join()
+    _start_server()
     begin = time.monotonic()
     for process in processes:
         process.start()
@@ -69,6 +69,24 @@ def run_ranks(folder: Path, target: Callable[..., None], *arguments: Any, ranks:
         Ended(process.exitcode if process.exitcode is not None else 1, *text, seconds=second)
         for process, text, second in zip(processes, texts, seconds, strict=True)
     ]
+
+
+def _start_server() -> None:
+    """Wait until the server has imported everything.
+
+    It ignores what it cannot import, and before Python 3.13 it has the path of a fresh interpreter.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    first = _CONTEXT.Process(target=_has_imported)
+    first.start()
+    first.join()
+    assert first.exitcode == 0
+
+
+def _has_imported() -> None:
+    assert "imported_for_ranks" in sys.modules
 
 
 def in_threads(work: Callable[[int, Callable[[Any], list[Any]]], Any]) -> list[Any]:

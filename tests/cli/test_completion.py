@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def bin(tmp_path: Path) -> Path:
     for name in ("lycotool", "python", "python3"):
         stand_in = folder / name
         stand_in.write_text(
-            f"#!/bin/sh\nprintf '%s\\0' {name} \"$@\" >>'{tmp_path}/started'; echo >>'{tmp_path}/started'\n"
+            f'#!/bin/sh\nprintf "%s\\0" {name} "$@" >>"$STARTED"; echo >>"$STARTED"\n'
         )
         stand_in.chmod(0o755)
     return folder
@@ -90,9 +91,11 @@ HERE = [shell for shell in SHELL_COMMANDS if shell == "bash" or shutil.which(she
 
 
 class Terminal:
-    """A shell on a pseudo-terminal."""
+    """A shell on a pseudo-terminal, whose stand-ins record their starts in a file of its own."""
 
-    def __init__(self, command: list[str], cwd: Path, environment: dict[str, str]) -> None:
+    def __init__(self, command: list[str], cwd: Path, environment: dict[str, str], started: Path) -> None:
+        self.started = started
+        environment = {**environment, "STARTED": str(started)}
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.chdir(cwd)
@@ -138,25 +141,39 @@ def test_in_the_shell(
         "HOME": str(home), "PATH": f"{bin}:/usr/bin:/bin", "TERM": "xterm", "LANG": "C.UTF-8", "PS1": "ready> ",
         "HISTFILE": "", "skip_global_compinit": "1",
     }  # fmt: skip
-    terminal = Terminal(SHELL_COMMANDS[shell], here, environment)
-    started, wrong = tmp_path / "started", {}
+    # Most of the time is waiting until a shell has nothing more to say, so several wait at once.
+    terminals = [
+        Terminal(SHELL_COMMANDS[shell], here, environment, tmp_path / f"started{number}")
+        for number in range(4)
+    ]
     try:
-        terminal.until_idle(1.5)
-        for line, expected in LINES:
-            started.unlink(missing_ok=True)
-            terminal.type(f"lycotool {line}")
-            assert not started.exists(), f"{line!r} started {started.read_text()!r}"
-            terminal.type("\r")
-            shown = terminal.until_idle()
-            deadline = time.monotonic() + 5
-            while not started.exists() and time.monotonic() < deadline:
-                shown += terminal.until_idle(0.1)
-            calls = started.read_text().split("\n")[:-1] if started.exists() else []
-            if calls != ["\0".join(["lycotool", *expected, ""])]:
-                wrong[line] = (calls, shown)
+        with ThreadPoolExecutor(len(terminals)) as pool:
+            lines = [LINES[number :: len(terminals)] for number in range(len(terminals))]
+            wrong = [found for part in pool.map(completed_wrongly, terminals, lines) for found in part]
     finally:
-        terminal.close()
+        for terminal in terminals:
+            terminal.close()
     assert not wrong
+
+
+def completed_wrongly(terminal: Terminal, lines: list[tuple[str, list[str]]]) -> list[tuple[object, ...]]:
+    """The lines that became other commands than expected, what was started and what was shown."""
+    wrong: list[tuple[object, ...]] = []
+    started = terminal.started
+    terminal.until_idle(1.5)
+    for line, expected in lines:
+        started.unlink(missing_ok=True)
+        terminal.type(f"lycotool {line}")
+        assert not started.exists(), f"{line!r} started {started.read_text()!r}"
+        terminal.type("\r")
+        shown = terminal.until_idle()
+        deadline = time.monotonic() + 5
+        while not started.exists() and time.monotonic() < deadline:
+            shown += terminal.until_idle(0.1)
+        calls = started.read_text().split("\n")[:-1] if started.exists() else []
+        if calls != ["\0".join(["lycotool", *expected, ""])]:
+            wrong.append((line, calls, shown))
+    return wrong
 
 
 @pytest.mark.parametrize("shell", SHELLS)

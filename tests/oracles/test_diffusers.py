@@ -8,6 +8,7 @@ single file back.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,14 @@ CONFIGS: dict[str, Config] = {
 
 
 def output(unet: nn.Module) -> Tensor:
-    """What a UNet makes of fixed inputs, in float64, so that kernels of the CPU do not matter."""
+    """What a UNet makes of fixed inputs, in float64, so that kernels of the CPU do not matter.
+
+    The UNet is float64 afterwards: none of these tests needs it again, and a copy takes longer than all else here.
+    """
     sample = arch.random_values("sample", (2, 4, 8, 8), 1.0, seed=1).double()
     context = arch.random_values("context", (2, 7, arch.CLIP_L_WIDTH), 1.0, seed=2).double()
     with torch.no_grad():
-        result: Tensor = copy.deepcopy(unet).double()(sample, torch.tensor([10, 700]), context).sample
+        result: Tensor = unet.double()(sample, torch.tensor([10, 700]), context).sample
     return result
 
 
@@ -123,13 +127,19 @@ def unet_of(single_file: Path) -> nn.Module:
     return unet
 
 
+@functools.cache
+def output_without() -> Tensor:
+    return output(arch.sd1_unet())
+
+
 def assert_output(found: nn.Module, expected: Tensor) -> None:
-    before = output(arch.sd1_unet())
+    before = output_without()
     assert (expected - before).norm() > 0.1 * before.norm()
     assert_near(output(found), expected, OUTPUT)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+# Files with an alpha that is not the rank are those of "everywhere", of the same layers and more.
+@pytest.mark.parametrize("config", [pytest.param(CONFIGS[name], id=name) for name in CONFIGS if name != "alpha"])
 def test_saved_by_pipelines(config: Config, single_file: Path, folder: Path, tmp_path: Path) -> None:
     adapter = save_as_pipelines_do(trained(config), tmp_path)
     expected = output(load_as_pipelines_do(adapter))

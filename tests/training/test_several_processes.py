@@ -300,12 +300,12 @@ def test_started_by_the_command(in_folder: Path, capfd: pytest.CaptureFixture[st
     )
 
     def interrupt() -> None:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 200
         while time.monotonic() < end:
             if Path("log.jsonl").exists() and any(event["event"] == "step" for event in events("log.jsonl")):
-                os.kill(os.getpid(), signal.SIGINT)
-                return
+                break
             time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()

@@ -27,6 +27,7 @@ from lycotool.training.bases.eight_bit import (
 )
 from lycotool.training.bases.hashes import fingerprint_of
 from lycotool.training.bases.load import load_base
+from lycotool.training.bases.model import BaseModel
 from lycotool.training.memory.activations import step_bytes
 from lycotool.training.memory.estimate import estimate_memory
 from lycotool.training.setup import Trainable, prepare
@@ -209,17 +210,15 @@ def gradients(ready: Trainable) -> list[torch.Tensor]:
     run.network.draw(0)
     inputs = run.inputs.make(run.plan.at(0).batches[0], step=0, first=0)
     Steps(run, print)._add_gradients(inputs)
-    return [gradient.clone() for gradient in run.stepper.gradients]
+    found = [gradient.clone() for gradient in run.stepper.gradients]
+    run.network.detach()
+    return found
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-def test_every_algorithm_trains_on_the_rounded_weights(
-    pictures: Path, network: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Gradients are those over a base that has the rounded weights in its own dtype: the same operations."""
-    found = gradients(prepared(pictures, base_dtype="fp8", train_te=False, **network))
-    plain = load_base(str(base_file("sd1")))
-    rounded = load_base(str(base_file("sd1")))
+@pytest.fixture(scope="module")
+def with_rounded_weights() -> BaseModel:
+    """A base that has the weights which float8 gives in its own dtype."""
+    plain, rounded = load_base(str(base_file("sd1"))), load_base(str(base_file("sd1")))
     hold_in_eight_bits(rounded.unet, "fp8", CPU)
     changed = 0
     for name, module in rounded.unet.named_modules():
@@ -227,7 +226,16 @@ def test_every_algorithm_trains_on_the_rounded_weights(
             plain.unet.get_submodule(name).weight.data.copy_(module.weight)
             changed += 1
     assert changed > 50
-    monkeypatch.setattr("lycotool.training.setup.load_base", lambda *arguments, **named: plain)
+    return plain
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_every_algorithm_trains_on_the_rounded_weights(
+    pictures: Path, network: dict[str, Any], with_rounded_weights: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients are those over a base that has the rounded weights in its own dtype: the same operations."""
+    found = gradients(prepared(pictures, base_dtype="fp8", train_te=False, **network))
+    monkeypatch.setattr("lycotool.training.setup.load_base", lambda *arguments, **named: with_rounded_weights)
     expected = gradients(prepared(pictures, train_te=False, **network))
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
