@@ -26,7 +26,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from train' -s n -l dry-run -d '
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l config -d 'Options as TOML' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l kohya-config -d 'A training config of sd-scripts (TOML or JSON), with its meaning' -r -F
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l print-config -d 'Print all options as TOML, and do nothing else'
-complete -c lycotool -n '__fish_seen_subcommand_from train' -l strict -d 'Make warnings errors (exit code 5), before anything is written'
+complete -c lycotool -n '__fish_seen_subcommand_from train' -l strict -d 'Make warnings errors (exit code 5), before a step is made'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l json -d 'Print one JSON object on stdout'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -s q -l quiet -d 'Nothing on stderr but errors'
 complete -c lycotool -n '__fish_seen_subcommand_from train' -l network-arg -d 'A network argument by the name sd-scripts or LyCORIS has for it' -x

@@ -22,7 +22,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--config' = @{ Help = 'Options as TOML'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '--kohya-config' = @{ Help = 'A training config of sd-scripts (TOML or JSON), with its meaning'; Value = @{ Words = @(); Endings = $null; Path = $true } }
       '--print-config' = @{ Help = 'Print all options as TOML, and do nothing else'; Value = $null }
-      '--strict' = @{ Help = 'Make warnings errors (exit code 5), before anything is written'; Value = $null }
+      '--strict' = @{ Help = 'Make warnings errors (exit code 5), before a step is made'; Value = $null }
       '--json' = @{ Help = 'Print one JSON object on stdout'; Value = $null }
       '-q' = @{ Help = 'Nothing on stderr but errors'; Value = $null }
       '--quiet' = @{ Help = 'Nothing on stderr but errors'; Value = $null }

@@ -53,6 +53,12 @@ PrintOption = Annotated[
     bool,
     typer.Option("--print-config", help="Print all options as TOML, and do nothing else.", rich_help_panel=_CONFIG),
 ]  # fmt: skip
+StrictOption = Annotated[
+    bool,
+    typer.Option("--strict", rich_help_panel="Reports",
+                 help="Make warnings errors (exit code 5), before a step is made; at the end those of values that vanish "
+                 "in the finished adapter, which is written all the same."),
+]  # fmt: skip
 NetworkArgOption = Annotated[
     list[str] | None,
     typer.Option("--network-arg", metavar="KEY=VALUE", rich_help_panel="Network", show_default="none",
@@ -172,7 +178,7 @@ def _signature() -> inspect.Signature:
         ("config_file", ConfigOption, None),
         ("kohya_config", KohyaOption, None),
         ("print_config", PrintOption, False),
-        ("strict", opt.StrictOption, False),
+        ("strict", StrictOption, False),
         ("json_output", opt.JsonOption, False),
         ("quiet", opt.QuietOption, False),
         ("network_arg", NetworkArgOption, None),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: bfloat16's unit roundoff: the loss of a dtype that is in use for weights everywhere.
-_ACCEPTED = 2.0**-8
+ACCEPTED = 2.0**-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def vanishing(exact: Tensor, saved: Tensor, largest: float, key: str) -> Vanishe
         ``max|exact|``.
     """
     info = torch.finfo(saved.dtype)
-    accepted = max(info.eps / 2, _ACCEPTED)
+    accepted = max(info.eps / 2, ACCEPTED)
     reach = math.sqrt(exact.numel()) * info.smallest_normal * (info.eps / 2 / accepted)
     if largest == 0 or largest >= reach or exact.dtype == saved.dtype:
         return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lycotool.devices import resolve_device
 from lycotool.distributed import World, joined, launched
-from lycotool.errors import UsageError
+from lycotool.errors import IncompatibleError, UsageError
 from lycotool.io.open import open_store
 from lycotool.launching import how_many
 from lycotool.lazy import torch
@@ -23,7 +23,7 @@ from lycotool.training.observe import Observer, Observers, StepRecord
 from lycotool.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lycotool.training.setup import Trainable
     from lycotool.training.weights import Loaded
@@ -79,7 +79,8 @@ def train(
     dry_run
         Read base and data, plan, and write nothing.
     strict
-        Make warnings errors, before a step is made.
+        Make warnings errors: before a step is made, those there are; at the end, values of the finished
+        adapter that its dtype does not hold. It is written all the same: hours of training are in it.
 
     Raises
     ------
@@ -174,11 +175,11 @@ def _train(
     if dry_run:
         return TrainResult(plan, (), 0, None, None, 0.0, dry_run=True)
     with explained(ready.options, choice):
-        return _run(ready, plan, output, state_folder, observer)
+        return _run(ready, plan, output, state_folder, observer, strict=strict)
 
 
 def _run(
-    ready: Trainable, plan: TrainPlan, output: Path, state_folder: Path, observer: Observer
+    ready: Trainable, plan: TrainPlan, output: Path, state_folder: Path, observer: Observer, *, strict: bool
 ) -> TrainResult:
     from lycotool.training import continuity
     from lycotool.training.assemble import make_images, make_run, make_validation
@@ -245,6 +246,8 @@ def _run(
             saver.written = [list(paths) for paths in state.rest.get("saves", [])]
             observer.note(f"going on after step {first_step}")
         loop(run, between, observers, first_step=first_step)
+    if strict:
+        _refuse_lost(world.share(saver.lost), output)
     return TrainResult(
         plan=plan,
         outputs=tuple(between.outputs),
@@ -254,6 +257,23 @@ def _run(
         seconds=time.perf_counter() - clock,
         dry_run=False,
     )
+
+
+def _refuse_lost(lost: Sequence[str], output: Path) -> None:
+    """What ``--strict`` says of a finished adapter: all processes end alike.
+
+    Raises
+    ------
+    IncompatibleError
+        If values vanished in it.
+    """
+    if lost:
+        raise IncompatibleError(
+            "`--strict` makes warnings errors; the adapter is written all the same",
+            path=output,
+            details=list(lost),
+            hint="`--save-dtype bf16` and `--save-dtype fp32` have the range",
+        )
 
 
 def _check_names(options: TrainOptions) -> None:

@@ -199,6 +199,14 @@ class AdapterLayer(nn.Module):
         rows = self.masks.get("rows") if self.training and self.detected.dora_slot is not None else None
         return weight_change(self.detected, module, self.layer.shape, base, strength=1.0, rows=rows)
 
+    def change_with(self, slots: Mapping[str, Tensor]) -> Tensor:
+        """ΔW of a file's tensors in place of :meth:`slots`, without what dropouts take."""
+        was_training = self.training
+        self.eval()
+        change = self.weight_change(self._bound(slots))
+        self.train(was_training)
+        return change
+
     def inner_change(self, module: Bound | None = None) -> Tensor:
         """The algorithm's own change, below DoRA."""
         module = self.module() if module is None else module

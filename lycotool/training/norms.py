@@ -1,4 +1,4 @@
-"""``scale_weight_norms``: no change larger than a norm, as sd-scripts defines it."""
+"""Norms of changes; ``scale_weight_norms``: none larger than a norm, as sd-scripts defines it."""
 
 from __future__ import annotations
 
@@ -66,10 +66,27 @@ def _slots(layer: AdapterLayer) -> list[str]:
     return [slot for slot, _ in layer.trained() if slot in chosen]
 
 
+@torch.no_grad()
+def change_norm(layer: AdapterLayer) -> Tensor:
+    """``‖ΔW‖``, with DoRA's part of it and without what dropouts take."""
+    if layer.detected.dora_slot is None:
+        return _inner_norm(layer)
+    was_training = layer.training
+    layer.eval()
+    change = layer.weight_change()
+    layer.train(was_training)
+    return _frobenius(change)
+
+
 def _norm(layer: AdapterLayer) -> Tensor:
-    """``‖ΔW‖`` below DoRA, without ΔW where it has factors, or of the blocks of a rotation."""
+    """``‖ΔW‖`` below DoRA, or of the blocks of a rotation."""
     if layer.training_of.shrinking == "parameters":
         return _frobenius(layer.parameter("oft_blocks"))
+    return _inner_norm(layer)
+
+
+def _inner_norm(layer: AdapterLayer) -> Tensor:
+    """``‖ΔW‖`` below DoRA, without ΔW where it has factors."""
     was_training = layer.training
     layer.eval()  # the whole change, not what a step left of it
     module, algorithm = layer.module(), layer.algorithm

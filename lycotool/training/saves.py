@@ -12,6 +12,7 @@ from lycotool.io.nameless import temporary_beside
 from lycotool.io.writer import FilePlan, TensorPlan, write_file
 from lycotool.linalg.underflow import Underflow
 from lycotool.training.metadata import RunMetadata
+from lycotool.training.vanished import forget_what_changes_nothing
 
 if TYPE_CHECKING:
     from lycotool.training.network import Network
@@ -37,6 +38,11 @@ class Saver:
         Turns the file into another format; None leaves it.
     warn
         Told what became zero in a file.
+
+    Attributes
+    ----------
+    lost
+        What was told of the last file.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Saver:
         self._finish = finish
         self._warn = warn
         self._written: list[list[str]] = []
+        self.lost: list[str] = []
 
     @property
     def stem(self) -> str:
@@ -97,8 +104,10 @@ class Saver:
     def _write(self, path: Path, step: int, epoch: int) -> list[str]:
         underflow = Underflow()
         tensors = self._network.export(self._dtype, underflow)
-        for text in underflow.warnings():
-            self._warn(f"{path.name}: {text}")
+        forget_what_changes_nothing(underflow, self._network, tensors)
+        self.lost = [f"{path.name}: {text}" for text in underflow.warnings()]
+        for text in self.lost:
+            self._warn(text)
         plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
         plan = FilePlan(plans, self._metadata.at(step, epoch), hashed=True)
 

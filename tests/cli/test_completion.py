@@ -73,9 +73,7 @@ def bin(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("lycotool", "python", "python3"):
         stand_in = folder / name
-        stand_in.write_text(
-            f'#!/bin/sh\nprintf "%s\\0" {name} "$@" >>"$STARTED"; echo >>"$STARTED"\n'
-        )
+        stand_in.write_text(f'#!/bin/sh\nprintf "%s\\0" {name} "$@" >>"$STARTED"; echo >>"$STARTED"\n')
         stand_in.chmod(0o755)
     return folder
 

@@ -71,7 +71,7 @@ def test_flags_mean_the_same_everywhere() -> None:
     """A flag has one help, but where a command differs in what it is about."""
     own = {"--output", "--rank", "--base", "--to", "--algo", "--error", "--size", "--param", "--method", "--compat",
            "--modules", "--device", "--force", "--dry-run", "--verify", "--seed", "--vae", "--factor", "--dora-axis",
-           "--title", "--metadata", "--use-conv-cp"}  # fmt: skip
+           "--title", "--metadata", "--use-conv-cp", "--strict"}  # fmt: skip
     found: dict[str, set[str]] = {}
     for command in COMMANDS:
         for option in command.options:

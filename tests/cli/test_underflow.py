@@ -188,3 +188,24 @@ def test_training_tells_of_every_file(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "a.safetensors: " in lines[1]
     assert all("lora_up.weight: underflow: " in line and " 100 % of its norm" in line for line in lines)
     assert not warned(succeed(*command, "--save-dtype", "bf16", "--fresh", "--force").stderr)
+
+
+def test_strict_training_keeps_what_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code says that values vanished; the finished adapter is there, as without ``--strict``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
+    write_pictures(tmp_path / "images")
+    command = (
+        "train", base_file("sd1"), "images", "--preset", "attn-only", "--no-train-te", "--lr", 1e-9, "--steps", 1,
+        "--resolution", 16, "--min-bucket-reso", 16, "--bucket-reso-steps", 8, "--device", "cpu",
+    )  # fmt: skip
+    strict = run(*command, "--strict", "-o", "a.safetensors")
+    assert strict.exit_code == 5
+    assert strict.stdout == ""
+    assert "`--strict` makes warnings errors; the adapter is written all the same" in strict.stderr
+    assert "a.safetensors: lora_unet_" in strict.stderr
+    succeed(*command, "-o", "b.safetensors")
+    one, other = read(Path("a.safetensors")), read(Path("b.safetensors"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    succeed(*command, "--strict", "--save-dtype", "bf16", "-o", "c.safetensors")

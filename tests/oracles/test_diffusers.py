@@ -139,7 +139,9 @@ def assert_output(found: nn.Module, expected: Tensor) -> None:
 
 
 # Files with an alpha that is not the rank are those of "everywhere", of the same layers and more.
-@pytest.mark.parametrize("config", [pytest.param(CONFIGS[name], id=name) for name in CONFIGS if name != "alpha"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(CONFIGS[name], id=name) for name in CONFIGS if name != "alpha"]
+)
 def test_saved_by_pipelines(config: Config, single_file: Path, folder: Path, tmp_path: Path) -> None:
     adapter = save_as_pipelines_do(trained(config), tmp_path)
     expected = output(load_as_pipelines_do(adapter))
