@@ -262,7 +262,7 @@ complete -c lycotool -n '__fish_seen_subcommand_from resize' -l size -d 'Largest
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l error -d 'Relative error of the whole file' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l to -d 'Convert LoHa and LoKr exactly to LoRA first' -x -a 'keep lora'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l keep-refused -d 'Carry modules that the rules refuse over unchanged'
-complete -c lycotool -n '__fish_seen_subcommand_from resize' -l split -d 'Slice a DyLoRA into one file per multiple of --unit'
+complete -c lycotool -n '__fish_seen_subcommand_from resize' -l split -d 'Slice a DyLoRA into one file per multiple of --unit, in the folder -o, …'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l unit -d 'The DyLoRA\'s unit (block size), in ranks' -x
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -l compat -d 'kohya' -x -a 'none kohya'
 complete -c lycotool -n '__fish_seen_subcommand_from resize' -s o -l output -d 'Where to write' -r -F

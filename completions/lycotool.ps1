@@ -307,7 +307,7 @@ Register-ArgumentCompleter -Native -CommandName lycotool -ScriptBlock {
       '--error' = @{ Help = 'Relative error of the whole file'; Value = @{ Words = @(); Endings = $null; Path = $false } }
       '--to' = @{ Help = 'Convert LoHa and LoKr exactly to LoRA first'; Value = @{ Words = @('keep', 'lora'); Endings = $null; Path = $false } }
       '--keep-refused' = @{ Help = 'Carry modules that the rules refuse over unchanged'; Value = $null }
-      '--split' = @{ Help = 'Slice a DyLoRA into one file per multiple of --unit'; Value = $null }
+      '--split' = @{ Help = "Slice a DyLoRA into one file per multiple of --unit, in the folder -o, $([char]0x2026)"; Value = $null }
       '--unit' = @{ Help = 'The DyLoRA''s unit (block size), in ranks'; Value = @{ Words = @(); Endings = $null; Path = $false } }
       '--compat' = @{ Help = 'kohya'; Value = @{ Words = @('none', 'kohya'); Endings = $null; Path = $false } }
       '-o' = @{ Help = 'Where to write'; Value = @{ Words = @(); Endings = $null; Path = $true } }

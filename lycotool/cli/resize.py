@@ -118,7 +118,7 @@ def resize(
         typer.Option(
             "--split",
             rich_help_panel=_PANEL,
-            help="Slice a DyLoRA into one file per multiple of `--unit`; `-o` is a folder.",
+            help="Slice a DyLoRA into one file per multiple of `--unit`, in the folder `-o`, which is made if there is none.",
         ),
     ] = False,
     unit: Annotated[

@@ -7,7 +7,7 @@ exact, where a truncated SVD would mix them.
 from __future__ import annotations
 
 import json
-import shlex
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from lycotool.algorithms import lora
 from lycotool.errors import OutputError, RefusedError, UsageError
 from lycotool.io.dtypes import from_torch
+from lycotool.io.making import check_folder, made_folder
 from lycotool.io.nameless import NamelessFile
 from lycotool.io.preflight import prepare_output, reason_of
 from lycotool.io.shards import publish_all
@@ -58,6 +59,8 @@ def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int, lis
         If a module is no plain LoRA.
     UsageError
         If the unit does not divide a rank, or ``-o`` is no folder.
+    OutputError
+        If a file cannot be written; a folder that was made for them is taken away again.
     """
     unit = options.unit or 1
     modules = list(adapter.modules.values())
@@ -69,19 +72,20 @@ def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int, lis
     odd = [m.name for m in modules if (m.dims.rank or 1) % unit]
     if odd:
         raise UsageError(f"--unit {unit} does not divide the rank of {len(odd)} modules", path=adapter.path)
-    folder = Path(options.output or ".")
-    if not folder.is_dir():
-        raise UsageError(
-            "`--split` writes several files: `-o` names an existing folder",
-            path=options.output,
-            hint=f"`mkdir -p {shlex.quote(str(folder))}` makes it",
-        )
+    folder = _folder(options.output)
     names = [str(folder / default_name([adapter.path], f"-r{rank}.safetensors"))
              for rank in range(unit, largest + 1, unit)]  # fmt: skip
-    targets = [prepare_output(name, inputs=adapter.store.files, force=options.force) for name in names]
+    check_folder(folder)
     nbytes = 0
     warnings: list[str] = []
     with ExitStack() as stack:
+        targets: list[Path | None] = [None] * len(names)
+        if not options.dry_run:
+            stack.enter_context(made_folder(folder))
+        if folder.is_dir():
+            targets = [
+                prepare_output(name, inputs=adapter.store.files, force=options.force) for name in names
+            ]
         finished: list[tuple[Path, NamelessFile]] = []
         for target, rank in zip(targets, range(unit, largest + 1, unit), strict=True):
             underflow = Underflow()
@@ -103,6 +107,21 @@ def split(adapter: Adapter, options: ResizeOptions) -> tuple[list[str], int, lis
         if finished:
             _publish(finished)
     return names, nbytes, warnings
+
+
+def _folder(output: str | None) -> Path:
+    """Where the files go.
+
+    Raises
+    ------
+    UsageError
+        If the name is that of a file, or of standard output.
+    """
+    folder = Path(output or ".")
+    is_file = output == "-" or folder.suffix.lower() == ".safetensors" or os.path.lexists(folder)
+    if is_file and not (output != "-" and folder.is_dir()):
+        raise UsageError("`--split` writes several files: `-o` names a folder", path=output)
+    return folder
 
 
 def _bytes_of(tensors: Mapping[str, Tensor], key: str) -> list[memoryview]:

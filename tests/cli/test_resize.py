@@ -12,6 +12,7 @@ dtype. Truncation errors may differ from the optimum by that much.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -1203,6 +1204,51 @@ def test_split_into_a_folder_and_json(in_folder: Path, normal: torch.Generator) 
     assert done["bytes_after"] == plan["bytes_after"]
 
 
+def test_split_makes_its_folder(in_folder: Path, normal: torch.Generator) -> None:
+    write(in_folder / "dy.safetensors", dylora(normal)[0], DYLORA)
+    arguments = ("dy.safetensors", "--split", "--unit", 16, "-o", "new/out")
+    plan = report(*arguments, "-n")
+    assert [path.name for path in in_folder.iterdir()] == ["dy.safetensors"]
+    done = report(*arguments)
+    assert done["outputs"] == plan["outputs"]
+    resize("dy.safetensors", "--split", "--unit", 16)
+    for name in ("dy-r16.safetensors", "dy-r32.safetensors"):
+        assert (in_folder / "new" / "out" / name).read_bytes() == (in_folder / name).read_bytes()
+    assert sorted(path.name for path in (in_folder / "new").rglob("*")) == [
+        "dy-r16.safetensors",
+        "dy-r32.safetensors",
+        "out",
+    ]
+
+
+@pytest.mark.parametrize("above", [[], ["new"]], ids=["both are new", "one is there"])
+def test_split_takes_its_folder_away_again(
+    above: list[str], in_folder: Path, normal: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(in_folder / "dy.safetensors", dylora(normal)[0])
+    for name in above:
+        (in_folder / name).mkdir()
+
+    def fails(*arguments: object) -> None:
+        assert (in_folder / "new" / "out").is_dir()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lycotool.ops._slices.publish_all", fails)
+    result = run("resize", "dy.safetensors", "--split", "--unit", 16, "-o", "new/out")
+    assert result.exit_code == 7
+    assert "no space left on device" in result.stderr
+    assert sorted(path.name for path in in_folder.rglob("*")) == ["dy.safetensors", *above]
+
+
+@pytest.mark.parametrize("dry", [(), ("-n",)], ids=["run", "dry run"])
+def test_split_below_a_file(dry: tuple[str, ...], in_folder: Path, normal: torch.Generator) -> None:
+    write(in_folder / "dy.safetensors", dylora(normal)[0])
+    (in_folder / "file").touch()
+    result = run("resize", "dy.safetensors", "--split", "--unit", 16, "-o", "file/new/out", *dry)
+    assert result.exit_code == 7
+    assert "file: is not a folder" in result.stderr
+
+
 def test_split_refuses_any_existing_file_before_it_writes(in_folder: Path, normal: torch.Generator) -> None:
     write(in_folder / "dy.safetensors", dylora(normal)[0])
     (in_folder / "dy-r24.safetensors").write_bytes(b"old")
@@ -1223,7 +1269,9 @@ def test_split_refuses_any_existing_file_before_it_writes(in_folder: Path, norma
         (("--unit", 0), "--unit"),
         (("--unit", -4), "--unit"),
         ((), "--unit"),
-        (("--unit", 4, "-o", "absent"), "existing folder"),
+        (("--unit", 4, "-o", "dy.safetensors"), "`-o` names a folder"),
+        (("--unit", 4, "-o", "absent.safetensors"), "`-o` names a folder"),
+        (("--unit", 4, "-o", "-"), "`-o` names a folder"),
     ],
     ids=str,
 )
