@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -97,7 +98,11 @@ def open_component(name: str, *, allow_pickle: bool = False) -> TensorStore:
 
 def _single(path: Path, *, shown_as: str, allow_pickle: bool) -> TensorStore:
     file = _open_file(path, shown_as=shown_as, allow_pickle=allow_pickle)
-    entries = {name: Entry(file, name) for name in file.tensors}
+    rows = zip(itertools.repeat(file), file.tensors)
+    # What ``Entry(…)`` comes to in the end; a folder has a million of them.
+    entries: dict[str, Entry] = dict(
+        zip(file.tensors, map(tuple.__new__, itertools.repeat(Entry), rows), strict=False)
+    )
     return TensorStore(shown_as, "file", entries, file.metadata, opened=(file,))
 
 

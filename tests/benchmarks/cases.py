@@ -204,17 +204,29 @@ def convert(settings: Settings) -> Case:
     """A file of 60 MB in another program's names."""
     source = settings.folder / "sd15-60mb.safetensors"
     out = settings.folder / "converted.safetensors"
+    single = settings.folder / "sd15-one-module.safetensors"
     rank = 22  # over all layers of SD 1.5
     commands = [_torch(), _copy(source, out)]
-    for name, options in {"convert": (), "convert --no-verify": ("--no-verify",)}.items():
-        argv = python("lycotool", "convert", source, "--to", "diffusers", "-q", "-o", out, *options)
-        commands.append(Command(name, argv, output=out))
+    start = "convert, one module"
+    for name, adapter, options in (
+        (start, single, ()),
+        ("convert", source, ()),
+        ("convert --no-verify", source, ("--no-verify",)),
+    ):
+        argv = python("lycotool", "convert", adapter, "--to", "diffusers", "-q", "-o", out, *options)
+        commands.append(Command(name, argv, output=out, yardstick=name == start))
     return Case(
         "convert",
-        f"a LoCon of rank {rank} over SD 1.5 to diffusers",
+        f"a LoCon of rank {rank} over SD 1.5 to diffusers, and of one module, which is start-up",
         commands,
-        {source: _made("adapter", source, "locon", "sd15", rank, settings.quick)},
-        [Limit("convert", f"{TORCH} + 1 s", {TORCH: 1.0}, 1.0)],
+        {
+            source: _made("adapter", source, "locon", "sd15", rank, settings.quick),
+            single: _made("adapter", single, "locon", "sd15", rank, settings.quick, 1),
+        },
+        [
+            Limit("convert", f"{TORCH} + 1 s", {TORCH: 1.0}, 1.0),
+            Limit("convert", f"{start} + 1 s", {start: 1.0}, 1.0),
+        ],
     )
 
 

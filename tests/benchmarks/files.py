@@ -7,6 +7,7 @@ Run as a child, ``python -m benchmarks.files KIND ARGUMENT…``, so that its mem
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import struct
@@ -59,10 +60,12 @@ def module_tensors(kind: str, shape: Shape, rank: int) -> dict[str, Shape]:
     }
 
 
-def adapter_shapes(kind: str, model: str, rank: int, *, quick: bool) -> dict[str, Shape]:
-    """The tensors of an adapter of a kind over every layer."""
+def adapter_shapes(
+    kind: str, model: str, rank: int, *, quick: bool, count: int | None = None
+) -> dict[str, Shape]:
+    """The tensors of an adapter of a kind over every layer, or over the first few."""
     found: dict[str, Shape] = {}
-    for name, shape in modules(model, quick=quick).items():
+    for name, shape in itertools.islice(modules(model, quick=quick).items(), count):
         found |= {f"{name}.{slot}": size for slot, size in module_tensors(kind, shape, rank).items()}
         found[f"{name}.alpha"] = ()
     return found
@@ -97,8 +100,10 @@ def write_checkpoint(path: Path, model: str, quick: bool) -> None:
     write_random(path, shapes, 0.03, {"format": "pt"})
 
 
-def write_adapter(path: Path, kind: str, model: str, rank: int, quick: bool) -> None:
-    """An adapter over every layer, as its trainer says it in the metadata."""
+def write_adapter(
+    path: Path, kind: str, model: str, rank: int, quick: bool, count: int | None = None
+) -> None:
+    """An adapter over every layer, or over the first few, as its trainer says it in the metadata."""
     module = "networks.lora" if kind == "locon" else "lycoris.kohya"
     metadata = {
         "ss_network_module": module,
@@ -106,7 +111,7 @@ def write_adapter(path: Path, kind: str, model: str, rank: int, quick: bool) -> 
         "ss_network_alpha": "3",
         "ss_output_name": kind,
     }
-    write_random(path, adapter_shapes(kind, model, rank, quick=quick), 0.05, metadata)
+    write_random(path, adapter_shapes(kind, model, rank, quick=quick, count=count), 0.05, metadata)
 
 
 def write_keys(path: Path, model: str, quick: bool) -> None:
