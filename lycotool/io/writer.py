@@ -100,16 +100,14 @@ class FilePlan:
         start
             Where the data begins.
         """
+        position = start
         places: dict[str, int] = {}
         for name, tensor in self.tensors.items():
             places[name] = start
             start += tensor.nbytes
-        for name in self.tensors:
-            if name not in self.last:
-                yield name, places[name] if self.last else None
-        for name in self.tensors:
-            if name in self.last:
-                yield name, places[name]
+        for name in sorted(self.tensors, key=self.last.__contains__):
+            yield name, None if places[name] == position else places[name]
+            position = places[name] + self.tensors[name].nbytes
 
     def legacy_header(self) -> bytes:
         """The header ``sshs_legacy_hash`` is defined on: ``ss_*`` metadata alone."""
