@@ -5,17 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 
+import examples  # noqa: F401 - loads the profile
 import pytest
 import torch
 from forked import lycotool_on_path
-from hypothesis import settings
 
 # Workers share the cores; more threads than cores make small matmuls slower, not faster.
 torch.set_num_threads(1)
-
-# Deadlines of examples are wall time, which a busy machine has less of; pytest's own limit stays.
-settings.register_profile("unhurried", parent=settings(), deadline=None)
-settings.load_profile("unhurried")
 
 #: Programs whose absence makes fewer tests; a run says which it did without.
 PROGRAMS = ("zsh", "fish", "jq", "parallel")

@@ -4,12 +4,14 @@ import threading
 from contextvars import ContextVar
 
 import pytest
+from examples import many
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lycotool.ops._batches import Batches, in_background
 
 
+@many
 @given(things=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9))), limit=st.integers(0, 30))
 def test_every_thing_is_worked_on_once_with_its_kind(things: list[tuple[int, int]], limit: int) -> None:
     done: list[tuple[int, tuple[int, int]]] = []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given, settings
+from examples import many
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
@@ -33,7 +34,7 @@ def by_rich(headings: list[str], rows: list[list[object]], *, has_header: bool) 
     return [line.rstrip(" ") for line in out.getvalue().split("\n")[:-1]]
 
 
-@settings(deadline=None)
+@many
 @given(
     headings=st.lists(st.sampled_from(["file", "", "‖ΔW‖₂", "loads in"]), min_size=1, max_size=4),
     rows=st.lists(st.lists(cells, min_size=1, max_size=4), max_size=4),

@@ -1,7 +1,8 @@
 """From an adapter file's keys to modules, in the spelling of every program."""
 
 import pytest
-from hypothesis import given, settings
+from examples import many
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lycotool.algorithms import ALGORITHMS, SLOT_NAMES
@@ -158,7 +159,7 @@ def test_a_file_without_factors_counts_as_kohyas() -> None:
     assert parse().spelling == "kohya"
 
 
-@settings(deadline=None, max_examples=100)
+@many
 @given(keys=st.lists(st.text(st.sampled_from("ab.loraAB_up"), max_size=20), unique=True, max_size=12))
 def test_every_key_is_accounted_for_once(keys: list[str]) -> None:
     extended = [*keys, *(f"{key}.lora_up.weight" for key in keys), *(f"{key}.alpha" for key in keys)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples import many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -107,7 +108,7 @@ def test_tensors_of_any_dtypes_are_hashed_in_the_references_order(
     assert found == TRAINING | defined_hashes(state, TRAINING)
 
 
-@settings(deadline=None, max_examples=30)
+@many
 @given(cuts=st.lists(st.integers(0, 0x120000), max_size=6))
 def test_the_pieces_do_not_matter(cuts: list[int]) -> None:
     header, data = b"H" * 1000, bytes(range(256)) * (0x120000 // 256)
@@ -124,7 +125,7 @@ def test_the_pieces_do_not_matter(cuts: list[int]) -> None:
     }
 
 
-@settings(deadline=None, max_examples=30)
+@many
 @given(
     nbytes=st.sampled_from([0, 0x100000 - 400, 0x108000, 0x110000 - 400, 0x110000, 0x200000]),
     piece=st.integers(50_000, 2**21),

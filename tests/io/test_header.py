@@ -6,7 +6,8 @@ import struct
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from examples import many
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import save
 from stored_tensors import DTYPES, bits, names, state_dicts, text
@@ -248,7 +249,7 @@ def test_tensors_come_in_the_order_of_their_data() -> None:
 # --- against the reference writer ----------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=100)
+@many
 @given(stored=state_dicts(), metadata=st.none() | st.dictionaries(names, text, max_size=4))
 def test_what_the_reference_writes_is_read(
     stored: dict[str, torch.Tensor], metadata: dict[str, str] | None

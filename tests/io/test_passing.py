@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples import many
 from helpers import lora, run, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -23,7 +24,7 @@ from lycotool.io.store import SafetensorsFile
 DATA = bytes(range(256)) * 40
 
 
-@settings(deadline=None)
+@many
 @given(
     reads=st.lists(st.tuples(st.integers(0, len(DATA)), st.integers(0, 4000)), max_size=12),
     data_start=st.integers(0, len(DATA)),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import many
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from stored_tensors import DTYPES, bits, random_bits, state_dicts
@@ -30,7 +31,7 @@ def stored(folder: Path, tensors: dict[str, torch.Tensor]) -> str:
     return str(path)
 
 
-@settings(deadline=None, max_examples=50)
+@many
 @given(state=state_dicts())
 def test_tensors_are_read_bit_by_bit(folder: Path, state: dict[str, torch.Tensor]) -> None:
     with open_store(stored(folder, state)) as store:
@@ -75,7 +76,7 @@ def test_a_scalar_is_what_torch_reads(tmp_path: Path, dtype: torch.dtype) -> Non
             assert found == expected or (found != found and expected != expected)
 
 
-@settings(deadline=None, max_examples=50)
+@many
 @given(
     value=st.floats(width=32, allow_nan=False),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),

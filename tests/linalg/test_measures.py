@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from examples import many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,7 @@ def test_ranks_by_their_definitions() -> None:
     assert [energy_rank(values, share) for share in (9 / 14, 0.65, 13 / 14, 0.93)] == [1, 2, 2, 3]
 
 
+@many
 @given(st.integers(1, 20))
 def test_equal_values_have_every_rank_their_number(count: int) -> None:
     values = torch.full((count,), 0.25).double()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from examples import many
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -48,19 +49,19 @@ def assert_smallest(rank: int, weights: list[float], share: float) -> None:
         assert rank <= reached(weights, share)
 
 
-@often
+@many
 @given(values=values_in_order, share=shares)
 def test_cumulative_is_the_fewest_values_with_that_sum(values: torch.Tensor, share: float) -> None:
     assert_smallest(ranks.cumulative(values, share), values.tolist(), share)
 
 
-@often
+@many
 @given(values=values_in_order, share=shares)
 def test_fro_is_the_fewest_values_with_that_norm(values: torch.Tensor, share: float) -> None:
     assert_smallest(ranks.fro(values, share), [v * v for v in values.tolist()], share**2)
 
 
-@often
+@many
 @given(values=values_in_order, over=st.floats(1, 1e4))
 def test_ratio_counts_values_of_the_largest_over_the_parameter(values: torch.Tensor, over: float) -> None:
     listed = values.tolist()
@@ -68,19 +69,19 @@ def test_ratio_counts_values_of_the_largest_over_the_parameter(values: torch.Ten
     assert ranks.ratio(values, over) == expected
 
 
-@often
+@many
 @given(values=values_in_order, least=st.floats(0, 1e3))
 def test_threshold_counts_values_above_it(values: torch.Tensor, least: float) -> None:
     assert ranks.threshold(values, least) == max(1, sum(v > least for v in values.tolist()))
 
 
-@often
+@many
 @given(values=values_in_order, rank=st.integers(1, 30))
 def test_fixed_is_the_rank_as_far_as_there_are_values(values: torch.Tensor, rank: int) -> None:
     assert ranks.fixed(values, rank) == min(rank, len(values))
 
 
-@often
+@many
 @given(values=values_in_order, least=st.floats(0, 1))
 def test_relative_decrease_stops_at_the_first_fall(values: torch.Tensor, least: float) -> None:
     listed = values.tolist()
@@ -99,7 +100,7 @@ def unit(x: np.ndarray) -> np.ndarray:
     return (x - x.min()) / (x.max() - x.min())
 
 
-@often
+@many
 @given(values=values_in_order)
 def test_knee_is_farthest_from_the_chord(values: torch.Tensor) -> None:
     listed = values.numpy()
@@ -109,7 +110,7 @@ def test_knee_is_farthest_from_the_chord(values: torch.Tensor) -> None:
     assert_farthest(ranks.knee(values), np.abs(unit(np.arange(len(listed))) + unit(listed) - 1))
 
 
-@often
+@many
 @given(values=values_in_order)
 def test_cumulative_knee_is_farthest_from_the_chord_of_the_sums(values: torch.Tensor) -> None:
     sums = np.cumsum(values.numpy())
@@ -306,7 +307,7 @@ def limits_of(case: Case, draw: Callable[[st.SearchStrategy[int]], int]) -> int:
     return draw(st.integers(sum(costs), most + 3))
 
 
-@often
+@many
 @given(case=modules(), error=st.one_of(st.floats(0, 0.99), st.sampled_from([0.0, 0.5])))
 def test_error_is_met_within_one_rank_of_the_fewest_bytes(case: Case, error: float) -> None:
     """Exactly what greedy guarantees.
@@ -326,7 +327,7 @@ def test_error_is_met_within_one_rank_of_the_fewest_bytes(case: Case, error: flo
     assert spent(costs, chosen) < fewest + max(raised, default=1)
 
 
-@often
+@many
 @given(case=modules(equal_costs=True), error=st.floats(0, 0.99))
 def test_error_with_equal_costs_takes_the_fewest_bytes(case: Case, error: float) -> None:
     spectra, costs = case
@@ -336,7 +337,7 @@ def test_error_with_equal_costs_takes_the_fewest_bytes(case: Case, error: float)
     assert spent(costs, chosen) == fewest
 
 
-@often
+@many
 @given(case=modules(), data=st.data())
 def test_budget_is_kept_and_used(case: Case, data: st.DataObject) -> None:
     spectra, costs = case
@@ -350,7 +351,7 @@ def test_budget_is_kept_and_used(case: Case, data: st.DataObject) -> None:
             assert cost > room  # nothing of worth would still fit
 
 
-@often
+@many
 @given(case=modules(), data=st.data())
 def test_budget_loses_no_more_than_one_rank_above_the_optimum(case: Case, data: st.DataObject) -> None:
     """A knapsack: greedy is within the first value that no longer fitted of the optimum.
@@ -368,7 +369,7 @@ def test_budget_loses_no_more_than_one_rank_above_the_optimum(case: Case, data: 
     assert lost(spectra, chosen) <= least + max(following, default=0.0)
 
 
-@often
+@many
 @given(case=modules(), data=st.data())
 def test_no_rank_is_better_given_to_a_module_that_is_no_dearer(case: Case, data: st.DataObject) -> None:
     spectra, costs = case
@@ -378,7 +379,7 @@ def test_no_rank_is_better_given_to_a_module_that_is_no_dearer(case: Case, data:
             assert float(spectra[b][chosen[b]]) <= float(spectra[a][chosen[a] - 1])
 
 
-@often
+@many
 @given(case=modules(equal_costs=True), data=st.data())
 def test_budget_with_equal_costs_loses_least(case: Case, data: st.DataObject) -> None:
     spectra, costs = case
@@ -388,7 +389,7 @@ def test_budget_with_equal_costs_loses_least(case: Case, data: st.DataObject) ->
     assert lost(spectra, chosen) == least
 
 
-@often
+@many
 @given(case=modules(), data=st.data())
 def test_a_prefix_of_the_order_loses_least_for_its_bytes(case: Case, data: st.DataObject) -> None:
     """Where the error target ends is a prefix, so no allocation of its size loses less."""

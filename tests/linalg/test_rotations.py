@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from examples import many
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +35,7 @@ def normal(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
     return scale * np.random.default_rng(seed).standard_normal(shape)
 
 
-@fifty
+@many
 @given(n=st.integers(1, 4), b=st.integers(1, 6), seed=seeds, scale=st.sampled_from([1e-8, 1e-2, 1.0, 30.0]))
 def test_the_result_is_a_rotation(n: int, b: int, seed: int, scale: float) -> None:
     blocks = normal(seed, n, b, b, scale=scale)
@@ -46,7 +47,7 @@ def test_the_result_is_a_rotation(n: int, b: int, seed: int, scale: float) -> No
     assert np.allclose(np.linalg.det(rotation), 1, rtol=0, atol=b * rounding(blocks))
 
 
-@fifty
+@many
 @given(n=st.integers(1, 4), b=st.integers(1, 6), seed=seeds)
 def test_the_result_is_cayleys(n: int, b: int, seed: int) -> None:
     blocks = normal(seed, n, b, b)
@@ -58,7 +59,7 @@ def test_the_result_is_cayleys(n: int, b: int, seed: int) -> None:
     assert np.abs(actual - expected).max() <= rounding(blocks)
 
 
-@fifty
+@many
 @given(lead=st.sampled_from([(), (3,), (2, 3)]), b=st.integers(1, 4), seed=seeds)
 def test_leading_axes_are_a_batch(lead: tuple[int, ...], b: int, seed: int) -> None:
     blocks = normal(seed, *lead, b, b)
@@ -71,7 +72,7 @@ def test_leading_axes_are_a_batch(lead: tuple[int, ...], b: int, seed: int) -> N
         assert np.abs(batch[index].numpy() - single.numpy()).max() <= rounding(blocks)
 
 
-@fifty
+@many
 @given(n=st.integers(1, 4), b=st.integers(2, 5), seed=seeds, share=st.sampled_from([0.01, 0.5, 0.999]))
 def test_a_bound_shrinks_all_blocks_together(n: int, b: int, seed: int, share: float) -> None:
     blocks = normal(seed, n, b, b)
@@ -110,7 +111,7 @@ def test_zero_is_the_identity() -> None:
 # --- applying them -------------------------------------------------------------------------
 
 
-@fifty
+@many
 @given(n=st.integers(1, 5), b=st.integers(1, 5), columns=st.integers(1, 5), seed=seeds)
 def test_rotating_is_a_block_diagonal_product(n: int, b: int, columns: int, seed: int) -> None:
     blocks, rows = normal(seed, n, b, b), normal(seed + 1, n * b, columns)
@@ -127,7 +128,7 @@ def butterfly_order(rows: int, block: int, stage: int) -> torch.Tensor:
     return to_butterfly(torch.arange(rows)[:, None], block, stage).flatten()
 
 
-@fifty
+@many
 @given(half=st.integers(1, 4), stage=st.integers(0, 3), groups=st.integers(1, 3))
 def test_the_butterfly_pairs_rows_that_far_apart(half: int, stage: int, groups: int) -> None:
     distance = 2**stage * half
@@ -158,7 +159,7 @@ def test_blocks_of_two_need_no_reordering_at_first() -> None:
     assert butterfly_order(6, 2, 0).tolist() == list(range(6))
 
 
-@fifty
+@many
 @given(
     half=st.integers(1, 3), stages=st.integers(1, 5), multiple=st.integers(1, 3), share=st.integers(0, 4),
     seed=seeds,

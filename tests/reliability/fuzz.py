@@ -211,6 +211,20 @@ optimizer_type = "AdamW8bit"
 """
 
 
+#: The targets.
+NAMES = (
+    "header",
+    "dialects",
+    "terminal",
+    "report",
+    "measured",
+    "index",
+    "dataset",
+    "recipe",
+    "configuration",
+)
+
+
 class Targets:
     """Everything that parses; ``folder`` holds the files of targets that need one."""
 
@@ -302,17 +316,7 @@ class Targets:
 
     def all(self) -> Mapping[str, Callable[[Random], None]]:
         """By name."""
-        return {
-            "header": self.header,
-            "dialects": self.dialects,
-            "terminal": self.terminal,
-            "report": self.report,
-            "measured": self.measured,
-            "index": self.index,
-            "dataset": self.dataset,
-            "recipe": self.recipe,
-            "configuration": self.configuration,
-        }
+        return {name: getattr(self, name) for name in NAMES}
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -3,18 +3,21 @@
 ::
 
     pip install atheris
-    python -m tests.reliability.guided TARGET -runs=1000000 [CORPUS]
+    python -m tests.reliability.guided TARGET -runs=1000000 [FOLDER]
+    python -m tests.reliability.guided TARGET --keep FOLDER
 
-What follows the target is libFuzzer's. Every second input is one of :mod:`reliability.fuzz`, whose
+``all`` is every target in turn. What follows the target is libFuzzer's, for each of them; a folder
+keeps what it finds. It starts from what
+:mod:`reliability.corpus` keeps, and ``--keep`` puts what a folder has there. Every second input is one of :mod:`reliability.fuzz`, whose
 choices are read from the bytes instead of a generator; the others are the bytes themselves.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -22,6 +25,8 @@ from pathlib import Path
 from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from reliability import corpus
 
 
 class Choices(random.Random):
@@ -66,6 +71,14 @@ def bare(fuzz: ModuleType, targets: object, name: str, data: bytes) -> None:
             fuzz.check_names(data.decode("utf-8", "replace").split("\n"))
 
 
+def execute(fuzz: ModuleType, targets: object, name: str, data: bytes) -> None:
+    """One input: choices of what :mod:`reliability.fuzz` makes, or the bytes themselves."""
+    if data[:1] < b"\x80":
+        targets.all()[name](Choices(data[1:]))
+    else:
+        bare(fuzz, targets, name, data[1:])
+
+
 #: Executions after which the figures so far are printed.
 BATCH = 25_000
 
@@ -91,8 +104,10 @@ def instrumented() -> ModuleType:
 
 
 def plant(fuzz: ModuleType, name: str, folder: Path) -> None:
-    """What a corpus starts from: choices of some length, and a sound input of each kind."""
+    """What a run starts from: the inputs that are kept, choices of some length, and sound inputs."""
     draw = random.Random(name)
+    for number, data in enumerate(corpus.kept(name)):
+        (folder / f"kept-{number}").write_bytes(data)
     for size in _CHOICES:
         for n in range(8):
             (folder / f"choices-{size}-{n}").write_bytes(b"\x00" + draw.randbytes(size))
@@ -123,14 +138,11 @@ def dictionary(fuzz: ModuleType, file: Path) -> None:
     file.write_text("".join(f'"{word}"\n' for word in escaped))
 
 
-def main(name: str, options: list[str]) -> None:
-    """Run one target until libFuzzer has had enough."""
+def run(fuzz: ModuleType, name: str, options: list[str], folder: Path) -> None:
+    """Run one target until libFuzzer has had enough, which ends the process."""
     import atheris
 
-    fuzz = instrumented()
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     targets = fuzz.Targets(folder)
-    target = targets.all()[name]
     seeds, words = folder / "seeds", folder / "words"
     seeds.mkdir()
     plant(fuzz, name, seeds)
@@ -140,10 +152,7 @@ def main(name: str, options: list[str]) -> None:
     def once(data: bytes) -> None:
         start = time.process_time()
         try:
-            if data[:1] < b"\x80":
-                target(Choices(data[1:]))
-            else:
-                bare(fuzz, targets, name, data[1:])
+            execute(fuzz, targets, name, data)
             tally.accepted += 1
         except fuzz.LycotoolError:
             tally.refused += 1
@@ -161,13 +170,36 @@ def main(name: str, options: list[str]) -> None:
     # libFuzzer keeps what it finds in the first folder and only reads the others.
     has_corpus = any(not option.startswith("-") for option in options)
     atheris.Setup([sys.argv[0], *fixed, *options, *([] if has_corpus else [str(seeds)]), str(seeds)], once)
-    try:
-        atheris.Fuzz()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    atheris.Fuzz()
+
+
+def main(name: str, options: list[str]) -> int:
+    """Run a target, or all of them one after the other; each in a process of its own."""
+    fuzz = instrumented()  # takes longer than all else that happens before the first execution
+    folders = [option for option in options if not option.startswith("-")]
+    failed = 0
+    for one in fuzz.NAMES if name == "all" else [name]:
+        own = [option for option in options if option not in folders]
+        for folder in folders:
+            place = Path(folder) / one if name == "all" else Path(folder)
+            place.mkdir(parents=True, exist_ok=True)
+            own.append(str(place))
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as scratch:
+            process = os.fork()
+            if process == 0:
+                try:
+                    run(fuzz, one, own, Path(scratch))
+                finally:
+                    os._exit(1)  # libFuzzer ends it before, unless it could not begin
+            failed |= os.waitpid(process, 0)[1]
+    return int(failed != 0)
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2:])
+    if sys.argv[2:3] == ["--keep"]:
+        found = (path.read_bytes() for folder in sys.argv[3:] for path in Path(folder).iterdir())
+        print("kept {} of {}".format(*corpus.keep(sys.argv[1], found)))
+        sys.exit()
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

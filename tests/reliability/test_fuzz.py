@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from examples import many
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lycotool.cli._text import clean
-from reliability.fuzz import Targets, execute
-
-NAMES = (
-    "header",
-    "dialects",
-    "terminal",
-    "report",
-    "measured",
-    "index",
-    "dataset",
-    "recipe",
-    "configuration",
-)
+from lycotool.errors import LycotoolError
+from reliability import corpus, fuzz, guided
+from reliability.fuzz import NAMES, Targets, execute
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,11 +31,19 @@ def test_nothing_but_errors_on_purpose(name: str, tmp_path: Path) -> None:
     assert tally.accepted > count // 50
 
 
-def test_every_target_has_its_share(tmp_path: Path) -> None:
-    assert set(Targets(tmp_path).all()) == set(NAMES)
+@pytest.mark.parametrize("name", NAMES)
+def test_inputs_that_are_kept(name: str, tmp_path: Path) -> None:
+    """What coverage has led to, once more; finds that are mended are among them."""
+    targets, inputs = Targets(tmp_path), corpus.kept(name)
+    assert len(inputs) > 20
+    for data in inputs:
+        start = time.process_time()
+        with contextlib.suppress(LycotoolError):
+            guided.execute(fuzz, targets, name, data)
+        assert time.process_time() - start < fuzz.LONGEST, data[:200]
 
 
-@settings(deadline=None, max_examples=300)
+@many
 @given(st.text(st.characters()))
 def test_text_is_harmless_and_told_apart(text: str) -> None:
     """No control, format or separator character; and plain text is as it was."""

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from examples import many
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,12 +46,14 @@ def test_torch_draws_are_frozen():
 names = st.tuples(st.integers(), st.text(max_size=8), st.lists(st.integers(), max_size=4))
 
 
+@many
 @given(names, names)
 def test_different_names_give_different_seeds(one, other):
     same = one == other
     assert (seed_of(one[0], one[1], *one[2]) == seed_of(other[0], other[1], *other[2])) is same
 
 
+@many
 @given(names)
 def test_seeds_fit_every_generator(name):
     seed = seed_of(name[0], name[1], *name[2])
@@ -93,6 +96,7 @@ def test_words_are_blake2b_digests():
     assert shuffled(range(12), 42, "noise", 7, 0) == sorted(range(12), key=words.__getitem__)
 
 
+@many
 @given(st.lists(st.integers(), max_size=20), st.integers())
 def test_shuffled_is_a_permutation(items, seed):
     assert sorted(shuffled(items, seed, "x")) == sorted(items)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from examples import many
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,6 +46,7 @@ def _paths(name: str, naming: Naming, indices: tuple[int, ...] = (0, 1)) -> list
 def test_path_and_find_are_inverse(name: str) -> None:
     table = TABLES[name]
 
+    @many
     @given(st.sampled_from(table.rules), st.integers(min_value=0, max_value=999))
     def check(rule: Rule, index: int) -> None:
         for site in _sites(rule, index):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from examples import many
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +38,7 @@ members = st.lists(
 )
 
 
+@many
 @given(members, st.integers(1, 4), st.integers(1, 3), st.integers(0, 3), st.integers(0, 3))
 def test_an_epoch(members, batch_size, ranks, seed, epoch):
     dataset = dataset_of(members, batch_sizes=(batch_size, 3))

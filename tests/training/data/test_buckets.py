@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import pytest
+from examples import many
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,6 +79,7 @@ def test_choices_are_sd_scripts(resolution, low, high, step, no_upscale, image, 
 sides = st.integers(16, 5000)
 
 
+@many
 @given(sides, sides, st.sampled_from([512, 768, 1024]), st.sampled_from([8, 32, 64]), st.booleans())
 def test_every_image_covers_its_bucket(width, height, side, step, no_upscale):
     options = DataOptions(resolution=(side, side), bucket_reso_steps=step, bucket_no_upscale=no_upscale)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from examples import many
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lycotool.errors import UsageError
@@ -55,7 +56,7 @@ def test_ids_are_transformers(text):
 
 
 @given(text=st.text(max_size=40))
-@settings(deadline=None, max_examples=100)
+@many
 def test_ids_are_transformers_on_any_text(text):
     assert Tokenizer("eos").words(text) == clip()(text, add_special_tokens=False).input_ids
 
@@ -79,7 +80,7 @@ def windows_as_sd_scripts(words, length, pad):
 @given(
     count=st.integers(0, 240), length=st.sampled_from([75, 150, 225]), pad=st.sampled_from(["eos", "zero"])
 )
-@settings(deadline=None)
+@many
 def test_windows_are_sd_scripts(count, length, pad):
     tokenizer = Tokenizer(pad)
     caption = " ".join(["cat"] * count)
