@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lycotool.devices import resolve_device
 from lycotool.distributed import World, joined, launched
 from lycotool.errors import IncompatibleError, UsageError
+from lycotool.io.nearest import nearest_file
 from lycotool.io.open import open_store
 from lycotool.launching import how_many
 from lycotool.lazy import torch
@@ -89,6 +90,8 @@ def train(
     LycotoolError
         As the parts say.
     """
+    if launched() is None:
+        _look_first(options, force=force)
     count = 1 if launched() is not None else processes(options)
     if dry_run and launched() is None:
         world = World(0, count, resolve_device(options.compute.device))
@@ -102,6 +105,24 @@ def train(
     with joined(options.compute.device) as world:
         told = observer if observer is not None and world.is_main else Observer()
         return _train(options, world, force=force, dry_run=dry_run, strict=strict, observer=told)
+
+
+def _look_first(options: TrainOptions, *, force: bool) -> None:
+    """Say what is wrong with output, base or data set before torch and the libraries are imported.
+
+    That takes several seconds; this reads the base's header and no more.
+
+    Raises
+    ------
+    LycotoolError
+        As :func:`train` does.
+    """
+    check_output(options, output_of(options), force=force)
+    if not Path(options.dataset).exists():
+        raise UsageError("no such file or folder", path=options.dataset, hint=nearest_file(options.dataset))
+    if options.base != "-":  # which can be read once
+        with open_store(options.base):
+            pass
 
 
 def processes(options: TrainOptions) -> int:

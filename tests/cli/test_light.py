@@ -79,7 +79,7 @@ _ADAPTER, _BASE = "tests/data/lora.safetensors", "tests/data/base.safetensors"
     [
         ["bake", _BASE, _ADAPTER], ["merge", _BASE, _ADAPTER], ["merge", _ADAPTER, _ADAPTER],
         ["resize", _ADAPTER, "--rank", "1"], ["convert", _ADAPTER, "--to", "diffusers"],
-        ["extract", _BASE, _BASE], ["inspect", _ADAPTER, "--set", "a=b"],
+        ["extract", _BASE, _BASE], ["train", _BASE, "tests/data"], ["inspect", _ADAPTER, "--set", "a=b"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )  # fmt: skip

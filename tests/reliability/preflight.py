@@ -32,6 +32,7 @@ COMMANDS = {
     "merge": ("merge", "thin.safetensors", "{x}", "-o"),
     "resize": ("resize", "{x}", "--rank", "4", "-o"),
     "convert": ("convert", "{x}", "--to", "diffusers", "--arch", "sd1", "-o"),
+    "train": ("train", "{x}", "data", "-o"),
     "extract": ("extract", "tuned.safetensors", "{x}", "--rank", "4", "-o"),
 }
 
@@ -101,6 +102,7 @@ def _inputs(folder: Path, megabytes: int) -> dict[str, str | None]:
     for seed, name in enumerate(("large", "tuned"), 1):
         sparse_checkpoint(folder / f"{name}.safetensors", max(1, megabytes // _LAYER), width, seed=seed)
     adapter_for(folder / "thin.safetensors", width)
+    (folder / "data").mkdir()
     (folder / "taken.safetensors").write_bytes(b"what was there before")
     large = folder / "large.safetensors"
     with large.open("rb") as file:
