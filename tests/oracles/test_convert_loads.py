@@ -149,6 +149,12 @@ class Changed:
         self.biases |= module.split(bias, base.weights)
 
 
+@cache
+def untouched(family: str) -> nn.Module:
+    """The model without an adapter, for those who only read it."""
+    return denoiser(family).model()
+
+
 def unchanged(model: nn.Module) -> Changed:
     """The weights and biases of every layer, zeros where one has no bias."""
     found = Changed()
@@ -329,8 +335,13 @@ class Case:
     def make(self, path: Path, **options: Any) -> Changed:
         """Write the input."""
         named = modules(self.family, self.source)
-        model = denoiser(self.family).model()
-        return make(path, model, [module for module in named if self.keep(module)], self.form, **options)
+        return make(
+            path,
+            untouched(self.family),
+            [module for module in named if self.keep(module)],
+            self.form,
+            **options,
+        )
 
     def convert(self, path: Path) -> Path:
         return convert(path, self.to, *self.options)
@@ -587,7 +598,7 @@ def test_lycoris_loads_what_was_fused(tmp_path: Path) -> None:
         path = module.name.removeprefix("diffusion_model.")
         expected.weights[path] = module.joined(changed.weights)
         expected.biases[path] = module.joined(changed.biases)
-    model = published(unchanged(denoiser("flux1").model()), named)
+    model = published(unchanged(untouched("flux1")), named)
     network = load_kohya(case.convert(tmp_path / "adapter.safetensors"), model)
     assert_same(applied(network, model), expected, SUMS)
 
@@ -737,15 +748,15 @@ def test_diffusers_files_convert(saved: Saved, tmp_path: Path) -> None:
     source = saved.save(saved.family, model, tmp_path)
     # A file of a model alone has no prefix that its pipeline would ask for.
     expected = adapted(model) if saved.save is save_by_model else loaded(source, saved.family)
-    visible(expected, denoiser(saved.family).model())
+    visible(expected, untouched(saved.family))
     output = convert(source, saved.to, "--arch", saved.family)
     assert_read(output, saved.family, saved.to, expected, DORA if "use_dora" in saved.config else SUMS)
 
 
 def assert_read(path: Path, family: str, dialect: str, expected: Changed, roundings: float) -> None:
     """A file says what a library made of its own, and nothing of other layers."""
-    base = unchanged(denoiser(family).model())
-    found = read_back(path, denoiser(family).model(), family, dialect)
+    base = unchanged(untouched(family))
+    found = read_back(path, untouched(family), family, dialect)
     for side in ("weights", "biases"):
         changed, wanted = getattr(found, side), getattr(expected, side)
         assert wanted.keys() <= changed.keys()
@@ -778,7 +789,7 @@ def save_folder(config: Any, folder: Path) -> Changed:
     randomise(model, seed=6, std=0.3, marks=("lora_",))
     randomise(model, seed=6, std=0.7, marks=("hada_", "lokr_"))
     model.eval().save_pretrained(folder)
-    return visible(adapted(model.base_model.model), denoiser("sd1").model())
+    return visible(adapted(model.base_model.model), untouched("sd1"))
 
 
 @pytest.mark.parametrize("name", ["locon", "loha", "lokr", "locon + dora"])
