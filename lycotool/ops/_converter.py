@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lycotool.algorithms.base import MismatchError
-from lycotool.errors import BadInputError, CheckError, IncompatibleError
+from lycotool.errors import IncompatibleError
 from lycotool.formats.dialects import Dialect
 from lycotool.io.dtypes import from_torch
 from lycotool.io.folder import build_folder, prepare_folder, publish
 from lycotool.io.nameless import temporary_beside
-from lycotool.io.open import open_store
 from lycotool.io.store import TensorStore
 from lycotool.io.writer import FilePlan, TensorPlan, Written, prepare_output, write_file
 from lycotool.lazy import torch
@@ -22,7 +21,7 @@ from lycotool.linalg.threads import side_by_side
 from lycotool.linalg.underflow import Underflow
 from lycotool.models.families import FAMILIES
 from lycotool.models.layers import AmbiguousNameError, LayerIndex
-from lycotool.ops._adapter import Adapter, AdapterModule, read_adapter
+from lycotool.ops._adapter import Adapter, AdapterModule
 from lycotool.ops._common import Progress, as_bytes, refuse_warnings
 from lycotool.ops._convert_forms import (
     Form,
@@ -40,16 +39,12 @@ from lycotool.ops._convert_forms import (
 from lycotool.ops._convert_metadata import metadata_for, peft_config
 from lycotool.ops._convert_plan import Plan, Target, obstacle
 from lycotool.ops._convert_render import Rendered, render
-from lycotool.ops._verify import Claim, relative_difference, same_bits
+from lycotool.ops._convert_verify import Made, differences
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lycotool.ops.convert import ConvertOptions
-
-#: How many eps of the coarsest stored dtype a verified module may be off by: each factor is
-#: rounded once, and products of two to four of them add up.
-_ROUNDING = 4.0
 
 #: Slots of a LoRA that change a bias.
 _LORA_BIASES = frozenset({"diff_b", "lora_up.bias"})
@@ -92,17 +87,16 @@ class ConvertResult:
     dry_run: bool
 
 
-@dataclass(slots=True)
-class _Made:
-    """One module on its way out: where it comes from, and what it became."""
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A module of the input as read, and in the algorithm it is to have."""
 
-    target: Target
-    sources: list[Form | int]
+    read: Form
     form: Form
-    change: list[str]
+    changes: list[str]
+    fault: str | None
     is_exact: bool = True
     base: Tensor | None = None
-    rendered: Rendered | None = None
 
 
 class Converter:
@@ -148,10 +142,10 @@ class Converter:
         )
         plans = {key: TensorPlan(from_torch(t.dtype), tuple(t.shape)) for key, t in tensors.items()}
         file = FilePlan(plans, metadata, hashed=not self._dialect.is_folder)
-        differences: dict[str, float] | None = None
+        found: dict[str, float] | None = None
         if not self._options.dry_run:
-            differences = self._write(target, file, tensors, config, made)
-        return self._result(output, made, file.nbytes, differences)
+            found = self._write(target, file, tensors, config, made)
+        return self._result(output, made, file.nbytes, found)
 
     @property
     def _warnings(self) -> tuple[str, ...]:
@@ -170,7 +164,7 @@ class Converter:
         self._faults |= plan.faults
         return self._tensors(self._all(plan))
 
-    def _all(self, plan: Plan) -> list[_Made]:
+    def _all(self, plan: Plan) -> list[Made]:
         made = [one for target in plan.targets if (one := self._make(target)) is not None]
         made = [one for one in made if not self._faults.keys() & set(one.target.names)]
         if self._dialect.one_kind:
@@ -178,7 +172,7 @@ class Converter:
         self._refuse_faults(made)
         dtype, path, underflow = self._options.dtype, self._adapter.path, self._underflow
 
-        def rendered(one: _Made) -> Rendered:
+        def rendered(one: Made) -> Rendered:
             return render(
                 one.form, one.target.name, self._dialect, dtype=dtype, path=path, underflow=underflow
             )
@@ -187,16 +181,16 @@ class Converter:
             one.rendered = found
         return made
 
-    def _alike(self, made: list[_Made]) -> list[_Made]:
+    def _alike(self, made: list[Made]) -> list[Made]:
         """Modules of one component that readers configure alike: all with DoRA, and biases, or none.
 
         A bias that is missing becomes zero; the rarer of modules with and without DoRA are
         faults.
         """
-        components: dict[str, list[_Made]] = {}
+        components: dict[str, list[Made]] = {}
         for one in made:
             components.setdefault(one.target.component, []).append(one)
-        kept: list[_Made] = []
+        kept: list[Made] = []
         for group in components.values():
             with_dora = [one for one in group if one.form.detected.dora_slot is not None]
             without = [one for one in group if one.form.detected.dora_slot is None]
@@ -229,7 +223,7 @@ class Converter:
             found |= dict.fromkeys(keys.embeddings, f"{self._dialect.name} has no embeddings")
         return found
 
-    def _refuse_faults(self, made: Sequence[_Made]) -> None:
+    def _refuse_faults(self, made: Sequence[Made]) -> None:
         names: dict[str, int] = {}
         for one in made:
             names[one.target.name] = names.get(one.target.name, 0) + 1
@@ -251,7 +245,7 @@ class Converter:
 
     # --- modules -------------------------------------------------------------------------
 
-    def _make(self, target: Target) -> _Made | None:
+    def _make(self, target: Target) -> Made | None:
         """One module of the result, or None with a fault noted."""
         parts: list[Form | int] = []
         changes: list[str] = []
@@ -289,7 +283,7 @@ class Converter:
             return None  # a part that the fused module left alone
         before = [self._forms[name].read for name in names]
         sources = [part if isinstance(part, int) else before.pop(0) for part in parts]
-        return _Made(target, sources, form, changes, exact, base)
+        return Made(target, sources, form, changes, exact, base)
 
     def _shaped(self, target: Target, parts: list[Form | int], changes: list[str]) -> Form | None:
         """The parts stacked, split or swapped as the target asks."""
@@ -376,7 +370,7 @@ class Converter:
 
     # --- writing -------------------------------------------------------------------------
 
-    def _tensors(self, made: Sequence[_Made]) -> dict[str, Tensor]:
+    def _tensors(self, made: Sequence[Made]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for one in made:
             if one.rendered is not None:
@@ -392,87 +386,42 @@ class Converter:
         plan: FilePlan,
         tensors: Mapping[str, Tensor],
         config: str | None,
-        made: Sequence[_Made],
+        made: Sequence[Made],
     ) -> dict[str, float] | None:
         """Write, verify what is there, then give it its name."""
-        differences: dict[str, float] | None = None
+        found: dict[str, float] | None = None
 
         def produce(key: str) -> list[memoryview]:
             return [as_bytes(tensors[key])]
 
         def check(written: Written) -> None:
-            nonlocal differences
-            differences = self._verify(written.path, made)
+            nonlocal found
+            found = self._verify(written.path, made)
 
         if config is None or target is None:
             write_file(target, plan, produce, check=check)
-            return differences
+            return found
         building = temporary_beside(target)
         try:
             build_folder(building, _PEFT_WEIGHTS, plan, produce, {_PEFT_CONFIG: config})
-            differences = self._verify(building, made)
+            found = self._verify(building, made)
             publish(building, target)
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        return differences
+        return found
 
-    def _verify(self, path: Path, made: Sequence[_Made]) -> dict[str, float] | None:
-        """Relative difference of ΔW by module; None where nothing was looked at.
-
-        Raises
-        ------
-        CheckError
-            Naming the modules that differ by more than rounding.
-        """
+    def _verify(self, path: Path, made: Sequence[Made]) -> dict[str, float] | None:
+        """Relative difference of ΔW by module; None where nothing was looked at."""
         if self._options.verify is False:
             return None
-        with open_store(str(path)) as store:
-            written = read_adapter(store)
-            written.require_sound()
-            found = side_by_side(lambda one: self._difference(one, written), made)
-        differences = {
-            one.target.name: difference
-            for one, difference in zip(made, found, strict=True)
-            if difference is not None
-        }
-        wrong = [
-            f"{one.target.name}: {differences[one.target.name]:.3g}"
-            for one in made
-            if one.is_exact and differences.get(one.target.name, 0.0) > _allowed(one)
-        ]
-        if wrong:
-            raise CheckError(
-                f"{len(wrong)} modules do not say what the input says", path=self._adapter.path, details=wrong,
-                hint="`--dtype fp32` keeps more digits",
-            )  # fmt: skip
-        return differences
-
-    def _difference(self, one: _Made, written: Adapter) -> float | None:
-        """Relative difference of ΔW of one module; None where it needs no looking at.
-
-        Raises
-        ------
-        CheckError
-            If the written file does not have it.
-        """
-        module = written.modules.get(one.target.name)
-        if module is None:
-            raise CheckError("is not in the written file", path=written.path, key=one.target.name)
-        form = read_form(written, module)
-        if one.target.is_whole and isinstance(one.sources[0], Form) and same_bits(one.sources[0], form):
-            return 0.0
-        is_as_it_was = not one.change and one.target.is_whole and self._dialect.alpha == "stored"
-        if is_as_it_was and not self._options.verify:
-            return None
-        try:
-            return relative_difference(list(_claims(one, form)))
-        except MismatchError as error:
-            raise BadInputError(str(error), path=self._adapter.path, key=one.target.name) from None
+        return differences(
+            path, made, self._dialect, source=self._adapter.path, every=bool(self._options.verify)
+        )
 
     def _result(
-        self, output: str, made: Sequence[_Made], nbytes: int, differences: Mapping[str, float] | None
+        self, output: str, made: Sequence[Made], nbytes: int, by_name: Mapping[str, float] | None
     ) -> ConvertResult:
-        found = differences or {}
+        found = by_name or {}
         modules = tuple(
             ModuleConvert(
                 one.target.name,
@@ -490,7 +439,7 @@ class Converter:
             family=" or ".join(family.name for family in self._families),
             modules=modules,
             dropped=dict(self._faults),
-            verified=differences is not None,
+            verified=by_name is not None,
             largest_difference=max(found.values()) if found else None,
             nbytes=nbytes,
             warnings=(*self._warnings, *self._underflow.warnings()),
@@ -498,48 +447,6 @@ class Converter:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A module of the input as read, and in the algorithm it is to have."""
-
-    read: Form
-    form: Form
-    changes: list[str]
-    fault: str | None
-    is_exact: bool = True
-    base: Tensor | None = None
-
-
 def parts_label(parts: Sequence[Form | int]) -> str:
     """The algorithms of some parts, for an error."""
     return " and ".join(dict.fromkeys(p.detected.label for p in parts if isinstance(p, Form)))
-
-
-def _claims(one: _Made, written: Form) -> Iterator[Claim]:
-    """What the written module has to say, piece by piece."""
-    target = one.target
-    if len(one.sources) == 1 and isinstance(one.sources[0], Form):
-        read = one.sources[0]
-        rows = None if target.rows is None else torch.arange(*target.rows)
-        if target.swaps_halves:
-            rows = torch.arange(_height(read)).roll(_height(read) // 2)
-        yield Claim(read, rows, written, None, one.base)
-        return
-    start = 0
-    for source in one.sources:
-        height = source if isinstance(source, int) else _height(source)
-        yield Claim(
-            None if isinstance(source, int) else source, None, written, torch.arange(start, start + height)
-        )
-        start += height
-
-
-def _height(form: Form) -> int:
-    """Rows of the layer, which everything that is split or fused knows."""
-    return form.detected.layout.rows(form.detected.sizes) or 0
-
-
-def _allowed(one: _Made) -> float:
-    """The relative difference that rounding to the stored dtypes can make."""
-    dtypes = [t.dtype for t in one.rendered.tensors.values() if t.is_floating_point()] if one.rendered else []
-    return _ROUNDING * max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
