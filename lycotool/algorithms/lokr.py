@@ -121,7 +121,7 @@ def delta(module: Bound, shape: Shape, base: Tensor | None) -> Tensor:
     """
     second = _second(module)
     w2 = module["lokr_w2"].flatten(1) if second is None else second.dense()
-    return kron(_first(module), w2).reshape(shape)
+    return kron(_first(module), w2, module.memory).reshape(shape)
 
 
 def factors(module: Bound) -> LowRank:

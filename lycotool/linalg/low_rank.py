@@ -123,12 +123,19 @@ def _block_diagonal(cores: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def kron(left: Tensor, right: Tensor) -> Tensor:
+def kron(left: Tensor, right: Tensor, memory: Tensor | None = None) -> Tensor:
     """The Kronecker product of two matrices.
 
     `torch.kron` fails on transposed inputs with an axis of length 1, contiguous or not.
+
+    Parameters
+    ----------
+    memory
+        A contiguous tensor of that many elements to put it in; None is a new one.
     """
-    blocks = left[:, None, :, None] * right[None, :, None, :]
+    shape = left.shape[0], right.shape[0], left.shape[1], right.shape[1]
+    out = None if memory is None else memory.view(shape)
+    blocks = torch.mul(left[:, None, :, None], right[None, :, None, :], out=out)
     return blocks.reshape(left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])
 
 
