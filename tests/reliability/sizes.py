@@ -60,8 +60,8 @@ SIZED = {
     "merge --rank": Sized(("merge", "heavy.safetensors", "heavy.safetensors", "--rank", "8", "-o", OUT), files=4, more=128),
     "resize": Sized(("resize", "heavy.safetensors", "--rank", "8", "-o", OUT), files=4, more=128),
     "convert": Sized(("convert", "heavy.safetensors", "--to", "diffusers", "--arch", "sd1", "-o", OUT), files=4, more=128),
-    "inspect --stats": Sized(("inspect", "heavy.safetensors", "--stats"), files=4, more=128),
-    "inspect --check of an adapter": Sized(("inspect", "heavy.safetensors", "--check"), files=4, more=128),
+    "inspect --stats": Sized(("inspect", "heavy.safetensors", "--stats"), files=4, more=256),
+    "inspect --check of an adapter": Sized(("inspect", "heavy.safetensors", "--check"), files=4, more=256),
 }  # fmt: skip
 
 
