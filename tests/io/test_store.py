@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from examples import many
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from stored_tensors import DTYPES, bits, random_bits, state_dicts
@@ -31,7 +31,7 @@ def stored(folder: Path, tensors: dict[str, torch.Tensor]) -> str:
     return str(path)
 
 
-@many
+@settings(deadline=None, max_examples=50)
 @given(state=state_dicts())
 def test_tensors_are_read_bit_by_bit(folder: Path, state: dict[str, torch.Tensor]) -> None:
     with open_store(stored(folder, state)) as store:
