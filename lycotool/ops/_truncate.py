@@ -1,7 +1,7 @@
 """Merged changes as LoRA factors of chosen ranks; see :mod:`lycotool.ops.merge`.
 
-Where the sum has exact factors their small Gram matrices give its spectrum, else the dense
-change does, one layer at a time. Ranks that depend on all layers together (a size, an error)
+Where the sum has exact factors that are thin their small Gram matrices give its spectrum, else the
+dense change does, one layer at a time. Ranks that depend on all layers together (a size, an error)
 are chosen when every spectrum is known; only singular values are kept until then.
 """
 
@@ -25,6 +25,10 @@ from lycotool.ops._merger import Merged, Merger
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+#: Share of a layer's shorter side up to which factors are thin: nine matrices ``(r, r)`` in float64, as many
+#: as there are of each layer at once, then take 3.6 times what the factors of a square layer take in float32.
+_THIN = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +161,7 @@ class Truncation:
             if not group.has_weight or len(self._merger.shape(group)) < 2:
                 continue
             factors = self._merger.factors(group)
-            if factors is None:
+            if factors is None or self._is_thick(factors, group):
                 found[group.name] = self._from_dense(group)
             else:
                 waiting[group.name] = group, grams(factors.folded())
@@ -166,6 +170,17 @@ class Truncation:
         for (group, _), spectrum in zip(waiting.values(), decomposed, strict=True):
             found[group.name] = self._candidate(group, spectrum.values, spectrum=spectrum)
         return [found[group.name] for group in groups if group.name in found]
+
+    def _is_thick(self, factors: LowRank, group: Group) -> bool:
+        """Whether Gram matrices, which are kept for all layers, would be large beside the factors themselves.
+
+        Never where the rank that is asked for keeps them as they are.
+        """
+        if self._options.size is None and self._options.error is None:
+            shape = self._merger.shape(group)
+            if factors.rank <= self._options.cap(shape[2:], min(factors.shape)):
+                return False
+        return factors.rank > _THIN * min(factors.shape)
 
     def _from_dense(self, group: Group) -> _Candidate:
         """A layer whose change has no factors; truncated at once where the rank is known."""
@@ -227,14 +242,13 @@ class Truncation:
         group = candidate.group
         if candidate.made is not None:
             return candidate.made
-        if candidate.spectrum is None:
-            weight, bias = self._merger.change(group)
-            if weight is None:
-                raise TypeError(group.name)
-            return self._merger.as_lora(group, best_approximation(weight.flatten(1), rank, seed=0), bias)
         factors = self._merger.factors(group)
-        if factors is None:
+        if factors is not None and rank >= factors.rank:
+            return self._merger.as_lora(group, factors, self._merger.bias(group))
+        if factors is not None and candidate.spectrum is not None:
+            truncated = candidate.spectrum.truncated(rank, factors.folded())
+            return self._merger.as_lora(group, truncated, self._merger.bias(group))
+        weight, bias = self._merger.change(group)
+        if weight is None:
             raise TypeError(group.name)
-        if rank < factors.rank:
-            factors = candidate.spectrum.truncated(rank, factors.folded())
-        return self._merger.as_lora(group, factors, self._merger.bias(group))
+        return self._merger.as_lora(group, best_approximation(weight.flatten(1), rank, seed=0), bias)

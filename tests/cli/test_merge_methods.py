@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from lycotool.cli import merge as cli
 from lycotool.linalg.merging.base import Change, Settings
 from lycotool.linalg.merging.methods import METHODS
+from lycotool.ops import _truncate
 
 UNET, OTHER, TEXT = "lora_unet_down_a", "lora_unet_down_b", "lora_te_text_model_encoder_layers_0_mlp_fc1"
 EPS = torch.finfo(torch.float32).eps
@@ -425,6 +427,13 @@ def best(matrix: Tensor, rank: int) -> NDArray[np.float64]:
     return ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(matrix.shape)
 
 
+@pytest.fixture(params=[0.0, math.inf], ids=["by dense changes", "by thin factors"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the layers' widths would choose."""
+    monkeypatch.setattr(_truncate, "_THIN", request.param)
+
+
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize(
     "options", [("--method", "svd"), (), ("--method", "ties", "--density", "0.5")], ids=str
 )
@@ -458,6 +467,7 @@ def test_a_rank_gives_the_best_factors_of_it(options: tuple[str, ...]) -> None:
     assert result["method"] == ("ties" if "ties" in options else "svd")
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_rank_of_all_there_is_keeps_the_exact_factors(in_folder: Path) -> None:
     two()
     exact = merged("a.safetensors", "b.safetensors")
@@ -466,6 +476,7 @@ def test_a_rank_of_all_there_is_keeps_the_exact_factors(in_folder: Path) -> None
     )
 
 
+@pytest.mark.usefixtures("either_way")
 def test_convolutions_have_a_rank_of_their_own(in_folder: Path) -> None:
     def conv(rank: int) -> dict[str, Tensor]:
         return {
@@ -485,6 +496,7 @@ def test_convolutions_have_a_rank_of_their_own(in_folder: Path) -> None:
     assert np.abs(dense(out, OTHER).numpy() - best(whole, 2)).max() <= 256 * EPS * float(whole.abs().max())
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("options", [(), ("--method", "ties", "--density", "0.6")], ids=str)
 def test_an_error_is_kept_with_as_few_ranks_as_it_takes(options: tuple[str, ...]) -> None:
     two(40, 30, modules=(UNET, OTHER))
@@ -507,6 +519,7 @@ def test_an_error_is_kept_with_as_few_ranks_as_it_takes(options: tuple[str, ...]
         assert (left / total) ** 0.5 > 0.4
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("options", [(), ("--method", "dare", "--density", "0.9")], ids=str)
 def test_a_size_is_kept_and_used(options: tuple[str, ...]) -> None:
     two(200, 200, modules=(UNET, OTHER))
