@@ -108,7 +108,7 @@ def train(
 
 
 def _look_first(options: TrainOptions, *, force: bool) -> None:
-    """Say what is wrong with output, base or data set before torch and the libraries are imported.
+    """Say what is wrong with names, output, base or data set before torch and the libraries are imported.
 
     That takes several seconds; this reads the base's header and no more.
 
@@ -117,6 +117,7 @@ def _look_first(options: TrainOptions, *, force: bool) -> None:
     LycotoolError
         As :func:`train` does.
     """
+    _check_names(options)
     check_output(options, output_of(options), force=force)
     if not Path(options.dataset).exists():
         raise UsageError("no such file or folder", path=options.dataset, hint=nearest_file(options.dataset))

@@ -92,7 +92,6 @@ def test_every_class_has_a_hint() -> None:
         (["inspect", "notes.safetensors"], 3, "incomplete"),
         (["merge", "base.safetensors", "lora.safetensors", "--lbw", "MIDDD"], 2, "did you mean MIDD?"),
         (["resize", "lora.safetensors", "--rank", "0"], 2, "`lycotool resize --help`"),
-        (["resize", "lora.safetensors", "--split", "--unit", "2", "-o", "a b"], 2, "mkdir -p 'a b'"),
         (["resize", "loha.safetensors", "--rank", "1"], 9, "--to lora"),
         (["bake", "lora.safetensors", "lora.safetensors"], 5, "hint: "),
         (

@@ -128,7 +128,8 @@ def test_a_signal_waits_for_steps_that_belong_together(
     def raising(number: int, frame: object) -> None:
         raise StopError
 
-    before = signal.signal(number, raising if kind == "raises" else signal.SIG_IGN)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(number, raising if kind == "raises" else signal.SIG_IGN)
     if kind == "not python's":  # what a C library installed; the interpreter cannot put that back
         monkeypatch.setattr(signal, "getsignal", lambda number: None)
     raised: list[int] = []
@@ -150,7 +151,11 @@ def test_a_signal_waits_for_steps_that_belong_together(
         assert steps == [1]
     finally:
         monkeypatch.undo()
-        signal.signal(number, before)
+        for (
+            each,
+            handler,
+        ) in before.items():  # what is not Python's is given back for both as the system's default
+            signal.signal(each, handler)
 
 
 @pytest.mark.parametrize("how", ["missing", "refuses"])
