@@ -19,7 +19,7 @@ from lycotool.io.store import SafetensorsFile, Stored, TensorStore
 from lycotool.io.writer import TensorPlan
 from lycotool.lazy import torch
 from lycotool.linalg.finite import extremes
-from lycotool.linalg.quantised import Rounding, dequantise_, requantise_
+from lycotool.linalg.quantised import Rounding, dequantise_, read_into, requantise_
 from lycotool.linalg.underflow import Underflow
 from lycotool.ops._bake_combined import CombinedEdits
 from lycotool.ops._bake_plan import Edit
@@ -227,7 +227,7 @@ class Baker:
         place = 0
         for piece in self._pieces(numbers, key):
             part = torch.frombuffer(piece, dtype=to_torch(info.dtype)).to(self.device)
-            memory.view(-1)[place : place + len(part)].copy_(part)
+            read_into(memory.view(-1)[place : place + len(part)], part)
             place += len(part)
         return memory
 
@@ -265,7 +265,7 @@ class Baker:
         )
         refuse_warnings(self.underflow.warnings(), strict=self.is_strict)
         if dtype in FLOAT8:
-            self.rounding.add(exact, saved.to(exact.dtype))
+            self.rounding.add(exact, read_into(torch.empty_like(exact), saved))
         self._count_reconstruction(key, before, saved.dtype, saved)
         return [as_bytes(saved)]
 
@@ -284,7 +284,8 @@ class Baker:
         )  # fmt: skip
         self.scales[scaled.scale] = scale.reshape(source.plans[scaled.scale].shape).cpu()
         if is_first:
-            back = dequantise_(stored.to(exact.dtype), scale.to(exact.dtype), scaled.block)
+            back = read_into(torch.empty_like(exact), stored)
+            dequantise_(back, scale.to(exact.dtype), scaled.block)
             self.rounding.add(exact, back)
             self.rounding.saturated += beyond
             self._count_reconstruction(key, before, stored.dtype, exact)

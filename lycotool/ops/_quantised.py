@@ -23,7 +23,7 @@ from lycotool.io.dtypes import FLOATING
 from lycotool.io.header import TensorInfo
 from lycotool.io.store import Entry, TensorFile, TensorStore
 from lycotool.lazy import torch
-from lycotool.linalg.quantised import dequantise_
+from lycotool.linalg.quantised import dequantise_, read_into
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +119,7 @@ class _Dequantised:
         if not buffer.nbytes:
             return
         weight, stored = self._scaled[name], self._store.tensor(name)
-        values = torch.frombuffer(buffer, dtype=torch.float32).view(stored.shape).copy_(stored)
+        values = read_into(torch.frombuffer(buffer, dtype=torch.float32).view(stored.shape), stored)
         dequantise_(values, read_scale(self._store, weight), weight.block)
 
     def chunks(self, name: str) -> Iterator[memoryview]:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lycotool.linalg.quantised import Rounding, count_beyond, dequantise_, requantise_
+from lycotool.linalg.quantised import Rounding, count_beyond, dequantise_, read_into, requantise_
 
 FLOAT8 = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 
@@ -107,3 +107,28 @@ def test_rounding_adds_up() -> None:
     rounding.add(torch.tensor([[-4.0]]), torch.tensor([[-5.0]]))
     rounding.add(torch.zeros(0), torch.zeros(0))
     assert (rounding.largest, rounding.mean, rounding.count) == (1.0, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.bfloat16,
+        torch.float16,
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(), (0, 3), (256,), (3, 2**19 + 5)], ids=str)
+def test_what_is_stored_is_read_exactly(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Every code there is, NaN and infinity among them, as torch converts it."""
+    count = torch.Size(shape).numel() * dtype.itemsize
+    codes = torch.arange(count, dtype=torch.int64).remainder(251 if count > 256 else 256).to(torch.uint8)
+    stored = codes.view(dtype).view(shape)
+    values = torch.full(shape, 7.0)
+    assert read_into(values, stored) is values
+    assert torch.equal(values.view(torch.int32), stored.float().view(torch.int32))
+
+
+def test_turned_tensors_are_read_too() -> None:
+    stored = torch.arange(6, dtype=torch.uint8).view(torch.float8_e4m3fn).view(2, 3)
+    assert torch.equal(read_into(torch.empty(3, 2), stored.T), stored.float().T)
+    assert torch.equal(read_into(torch.empty(2, 3).double(), stored), stored.double())
