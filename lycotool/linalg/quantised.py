@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Block = tuple[int, int]
 
-#: Elements that are looked up at once: their places take four bytes each.
-_PIECE = 2**20
+#: Elements that are looked up at once: their places take four bytes each, in memory that is used again.
+_PIECE = 2**18
 
 
 @dataclass(slots=True)
@@ -73,10 +73,12 @@ def read_into(values: Tensor, stored: Tensor) -> Tensor:
     )
     if stored.dtype not in float8 or values.dtype != torch.float32 or not is_plain:
         return values.copy_(stored)
-    table, codes, places = _values_of(stored.dtype), stored.view(torch.uint8).view(-1), values.view(-1)
+    table, codes, flat = _values_of(stored.dtype), stored.view(torch.uint8).view(-1), values.view(-1)
+    memory = torch.empty(min(_PIECE, codes.numel()), dtype=torch.int32)
     for start in range(0, codes.numel(), _PIECE):
-        piece = slice(start, start + _PIECE)
-        torch.index_select(table, 0, codes[piece].int(), out=places[piece])
+        piece = codes[start : start + _PIECE]
+        places = memory[: len(piece)].copy_(piece)
+        torch.index_select(table, 0, places, out=flat[start : start + len(piece)])
     return values
 
 

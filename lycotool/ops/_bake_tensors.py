@@ -278,13 +278,14 @@ class Baker:
         if exact.numel():
             check_range(*extremes(exact), "F32", path=source.store.path, key=key)
         is_first = scaled.scale not in self.scales
+        work = self._changes.empty(exact.shape, exact.dtype, exact.device)  # the changes are in `exact`
         stored, scale, beyond = requantise_(
-            exact.clone(), scaled.grid, scaled.block, to_torch(source.plans[key].dtype),
+            work.copy_(exact), scaled.grid, scaled.block, to_torch(source.plans[key].dtype),
             to_torch(source.plans[scaled.scale].dtype),
         )  # fmt: skip
         self.scales[scaled.scale] = scale.reshape(source.plans[scaled.scale].shape).cpu()
         if is_first:
-            back = read_into(torch.empty_like(exact), stored)
+            back = read_into(work, stored)
             dequantise_(back, scale.to(exact.dtype), scaled.block)
             self.rounding.add(exact, back)
             self.rounding.saturated += beyond
