@@ -11,6 +11,17 @@ _ROWS, _COLUMNS = 64, 64
 
 
 @triton.jit
+def _tile(rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The columns of this program and which there are, and the places of its elements and which there are."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    known = column < columns
+    inside = (row < rows)[:, None] & known[None, :]
+    place = row.to(tl.int64)[:, None] * columns + column[None, :]
+    return column, known, place, inside
+
+
+@triton.jit
 def _scale(
     z,
     gain,
@@ -21,11 +32,7 @@ def _scale(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    known = column < columns
-    inside = (row < rows)[:, None] & known[None, :]
-    place = row.to(tl.int64)[:, None] * columns + column[None, :]
+    column, known, place, inside = _tile(rows, columns, ROWS, COLUMNS)
     factor = 1.0 + tl.load(gain + column, mask=known, other=0.0).to(tl.float32)
     value = tl.load(z + place, mask=inside, other=0.0).to(tl.float32) * factor[None, :]
     if HAS_BIAS:
@@ -65,11 +72,7 @@ def _backward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    known = column < columns
-    inside = (row < rows)[:, None] & known[None, :]
-    place = row.to(tl.int64)[:, None] * columns + column[None, :]
+    column, known, place, inside = _tile(rows, columns, ROWS, COLUMNS)
     gradient = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
     output = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
     if HAS_BIAS:
